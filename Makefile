@@ -1,0 +1,46 @@
+# Needs Python 3.11 or newer and make. `make run` and `make test` install what else they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run demo test check format spec clean
+
+run: .venv/service ## serve on WATCHPOST_BIND
+	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
+
+demo: .venv/tests ## play one laptop against a running service, or one of its own
+	@exec $(BIN)/python -m tests.demo
+
+test: .venv/tests ## all tests, on throwaway databases
+	$(BIN)/pytest
+
+check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml is what the code says
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar sql migrations
+	$(BIN)/squawk --config .squawk.toml $(filter-out %.rollback.sql,$(wildcard migrations/*.sql))
+	$(BIN)/flask --app wsgi spec --check
+
+format: .venv/tests
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+spec: .venv/service ## write docs/openapi.yaml anew
+	$(BIN)/flask --app wsgi spec
+
+clean:
+	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/service: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	@# Debian keeps what venv needs in a package of its own.
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; } >&2 || \
+		{ echo 'Python lacks venv: apt-get install python3-venv' >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+.venv/tests: tests/requirements.txt .venv/service
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@touch $@

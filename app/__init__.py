@@ -1,0 +1,71 @@
+"""Watchpost: the write API behind a dashboard that shows how a company uses AI tools.
+
+One request: `resources/` (the view, read top to bottom) -> `auth/` (the guard) -> `requests.py` and `fields.py` (the
+body) -> `writes.py` (the row) -> `db/` (the shared commit, one `.sql` file) -> the answer.
+"""
+
+from __future__ import annotations
+
+import logging.config
+import os
+
+from flask import Flask
+from flask_cors import CORS
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from app import logs, openapi, problems
+from app.auth import Auth, token_endpoint
+from app.commands import COMMANDS
+from app.db import Database
+from app.requests import LARGEST_BODY, Request
+from app.resources import BLUEPRINTS
+from config import logging as log_config
+from config import settings as config
+
+
+class Watchpost(Flask):
+    request_class = Request
+
+
+def create_app(settings: config.Settings | None = None) -> Watchpost:
+    """Make the application: settings, logs, errors, database, keys, routes, commands.
+
+    Opens no connection and reads no key: both wait for the first use, which is after gunicorn's fork. Raises
+    SettingError.
+    """
+    settings = settings or config.load()
+    logging.config.dictConfig(log_config.config(settings.log_level))
+    if settings.issuer.startswith("http://"):
+        # Authlib insists on TLS otherwise. Whoever sets an http:// issuer has decided.
+        os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"
+
+    app = Watchpost(__name__, static_folder=None)
+    app.config.update(
+        SETTINGS=settings,
+        MAX_CONTENT_LENGTH=LARGEST_BODY,
+        MAX_FORM_MEMORY_SIZE=LARGEST_BODY,
+    )
+    app.url_map.merge_slashes = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    logs.init_app(app)
+    problems.init_app(app)
+    Database(settings).init_app(app)
+    Auth(settings).init_app(app)
+    token_endpoint.init_app(app)
+    openapi.init_app(app, BLUEPRINTS)
+    if settings.origins:
+        CORS(
+            app,
+            origins=settings.origins,
+            methods=["POST", "GET"],
+            allow_headers=["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After", "WWW-Authenticate"],
+            supports_credentials=False,
+            max_age=3600,
+        )
+    for command in COMMANDS:
+        app.cli.add_command(command)
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    return app

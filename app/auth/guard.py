@@ -1,0 +1,189 @@
+"""The guard on every route: Authlib's ResourceProtector with a validator of RFC 9068 access tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+from authlib.integrations.flask_oauth2 import ResourceProtector
+from authlib.oauth2 import OAuth2Error
+from authlib.oauth2.rfc6750.errors import InsufficientScopeError, InvalidTokenError
+from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
+from flask import Flask, current_app, g, request
+from joserfc import jwt
+from werkzeug.local import LocalProxy
+
+from app import problems
+from app.auth import jws
+from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
+from app.openapi import documented
+from config.settings import Settings
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class AccessToken(NamedTuple):
+    """What a verified token says.
+
+    subject: the device_id, or who reads. id: its jti; of an enrolment token, the enrolment's id. key_thumbprint: of
+    the device's key, from `cnf` (RFC 7800); None in enrolment and readers' tokens.
+    """
+
+    subject: str
+    id: str
+    scopes: frozenset[str]
+    key_thumbprint: str | None
+    expires_at: float
+
+
+class Auth:
+    """Keys, and tokens made and verified with them, of one application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.issuer = settings.issuer
+        self.token_endpoint = settings.issuer + "/api/auth/token"
+        self.keys = SigningKeys(Path(settings.signing_keys_path))
+        # The digest of a token's text -> what it says. In the order of arrival, so the oldest goes when it is full.
+        self._remembered: dict[bytes, AccessToken] = {}
+        self._remembered_keys: tuple[int, ...] = ()
+
+    def init_app(self, app: Flask) -> None:
+        app.extensions["auth"] = self
+
+    def sign(self, subject: str, token_id: str, scope: str, seconds: int, **claims: Any) -> str:
+        """Make an access token (RFC 9068) that is valid for so many seconds."""
+        now = int(time.time())
+        return jwt.encode(
+            {"alg": SIGNING_ALGORITHM, "typ": "at+jwt"},
+            {
+                "iss": self.issuer,
+                "aud": self.issuer,
+                "sub": subject,
+                "client_id": subject,
+                "iat": now,
+                "exp": now + seconds,
+                "jti": token_id,
+                "scope": scope,
+                **claims,
+            },
+            self.keys.signing,
+            algorithms=[SIGNING_ALGORITHM],
+        )
+
+    def verify(self, text: str) -> AccessToken:
+        """Verify an access token, or remember that it was verified. Raises TokenRefused."""
+        now = time.time()
+        version = self.keys.version
+        if version != self._remembered_keys:
+            self._remembered, self._remembered_keys = {}, version
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        token = self._remembered.get(digest)
+        if token is None:
+            token = self._verify(text, now)
+            remembered = self._remembered
+            while len(remembered) >= max(1, self.settings.token_cache):
+                remembered.pop(next(iter(remembered)), None)
+            if self.settings.token_cache:
+                remembered[digest] = token
+        elif token.expires_at <= now - jws.LEEWAY_SECONDS:
+            self._remembered.pop(digest, None)
+            raise jws.TokenRefused("The token has expired.")
+        return token
+
+    def _verify(self, text: str, now: float) -> AccessToken:
+        header, claims = jws.verified(text, self.keys.verifying, SIGNING_ALGORITHM)
+        if header.get("typ", "").lower() not in ("at+jwt", "application/at+jwt"):
+            raise jws.TokenRefused("Not an access token.")
+        jws.check_times(claims, now)
+        audience = claims.get("aud")
+        if claims.get("iss") != self.issuer or self.issuer not in (
+            audience if isinstance(audience, list) else [audience]
+        ):
+            raise jws.TokenRefused("The token is not for this service.")
+        if not all(jws.is_name(claims.get(name)) for name in ("sub", "client_id", "jti")) or "iat" not in claims:
+            raise jws.TokenRefused("A claim is missing.")
+        scope = claims.get("scope", "")
+        if not isinstance(scope, str) or len(scope) > 1000:
+            raise jws.TokenRefused("Claim scope must be a string.")
+        confirmation = claims.get("cnf")
+        thumbprint = confirmation.get("jkt") if isinstance(confirmation, dict) else None
+        return AccessToken(
+            subject=claims["sub"],
+            id=claims["jti"],
+            scopes=_scopes(scope),
+            key_thumbprint=thumbprint if jws.is_name(thumbprint) else None,
+            expires_at=claims["exp"],
+        )
+
+
+@lru_cache(maxsize=1000)
+def _scopes(text: str) -> frozenset[str]:
+    # Equal sets are one object: there are few of them, and up to 100,000 remembered tokens.
+    return frozenset(text.split())
+
+
+auth = cast(Auth, LocalProxy(lambda: current_app.extensions["auth"]))
+
+
+class _Validator(JWTBearerTokenValidator):
+    """Authlib's RFC 9068 validator, with the leeway, the pinned algorithm and the memory that it lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(issuer=None, resource_server=None)
+
+    def authenticate_token(self, token_string: str) -> AccessToken:
+        try:
+            return auth.verify(token_string)
+        except jws.TokenRefused as refusal:
+            raise InvalidTokenError(description=str(refusal)) from None
+
+    def validate_token(self, token: AccessToken, scopes: list[str], request: Any, **kwargs: Any) -> None:
+        # A list means any of them.
+        if token.scopes.isdisjoint(scopes):
+            raise InsufficientScopeError()
+
+
+class _Guard(ResourceProtector):
+    def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> AccessToken:
+        g.token = self.validate_request(scopes=scopes, request=request)
+        return cast(AccessToken, g.token)
+
+    def raise_error_response(self, error: OAuth2Error) -> None:
+        description = error.get_error_description() or "Authentication failed."
+        challenge = f'Bearer error="{error.error}", error_description="{description}"'
+        status = 403 if isinstance(error, InsufficientScopeError) else 401
+        raise problems.Problem(
+            status,
+            str(error.error).replace("_", "-"),
+            "Forbidden" if status == 403 else "Unauthorized",
+            description,
+            headers={"WWW-Authenticate": challenge},
+        )
+
+
+_guard = _Guard()
+_guard.register_token_validator(_Validator())
+
+
+def require(*scopes: str) -> Callable[[View], View]:
+    """Let a view run only for a token with one of these scopes; answer 401 or 403 before the body is read."""
+
+    def decorate(view: View) -> View:
+        guarded = _guard(list(scopes))(view)
+        guarded.scopes = scopes
+        answers = {"401": "Problem401", "403": "Problem403"}
+        needs = " or ".join(f"`{scope}`" for scope in scopes)
+        described = documented(security=[{"bearer": list(scopes)}], description=f"Scope: {needs}.", responses=answers)
+        return described(cast(View, guarded))
+
+    return decorate
+
+
+def token() -> AccessToken:
+    """The token of the current request, on a guarded route."""
+    return cast(AccessToken, g.token)

@@ -1,0 +1,79 @@
+"""Signed tokens as text: taken apart without trusting a byte, and verified with one pinned algorithm.
+
+JWS compact serialization (RFC 7515), JWT (RFC 7519), with RFC 8725's advice.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import urlsafe_b64decode
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import Key, KeySet
+from joserfc.jws import JWSRegistry
+
+from app import requests
+
+LONGEST_TOKEN = 8192
+# Everything that could name a key (jku, x5u, jwk, x5c) or change the rules (crit, b64) is refused.
+HEADERS = {"alg", "typ", "kid"}
+LEEWAY_SECONDS = 60
+_FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+
+class TokenRefused(ValueError):
+    """Not a token that can be accepted. The message is constant text."""
+
+
+def unverified(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token whose signature is not checked. Raises TokenRefused."""
+    if len(text) > LONGEST_TOKEN or not _FORM.fullmatch(text):
+        raise TokenRefused("Not a signed token.")
+    header, claims, _signature = text.split(".")
+    return _object(header), _object(claims)
+
+
+def verified(text: str, key: Key | KeySet, algorithm: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token signed by the key with this algorithm. Raises TokenRefused."""
+    header, claims = unverified(text)
+    if not set(header) <= HEADERS or not all(isinstance(value, str) for value in header.values()):
+        raise TokenRefused("Not an accepted header.")
+    if header.get("alg") != algorithm:
+        raise TokenRefused("Not the algorithm of the key.")
+    try:
+        jwt.decode(text, key, algorithms=[algorithm], registry=JWSRegistry(algorithms=[algorithm]))
+    except (JoseError, ValueError, TypeError):
+        raise TokenRefused("The signature is not valid.") from None
+    return header, claims
+
+
+def check_times(claims: dict[str, Any], now: float) -> None:
+    """exp must be there and to come, nbf and iat past, with the leeway (RFC 7519, section 4.1). Raises TokenRefused."""
+    for name in ("exp", "nbf", "iat"):
+        value = claims.get(name)
+        if value is None and name != "exp":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TokenRefused(f"Claim {name} must be a number.")
+        if name == "exp" and value <= now - LEEWAY_SECONDS:
+            raise TokenRefused("The token has expired.")
+        if name != "exp" and value > now + LEEWAY_SECONDS:
+            raise TokenRefused("The token is not valid yet.")
+
+
+def is_name(value: Any, longest: int = 256) -> bool:
+    """Whether a claim is printable ASCII text of a bounded length."""
+    return isinstance(value, str) and 0 < len(value) <= longest and value.isascii() and value.isprintable()
+
+
+def _object(part: str) -> dict[str, Any]:
+    try:
+        value, suspicious = requests.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (ValueError, binascii.Error):
+        raise TokenRefused("Not a signed token.") from None
+    if not isinstance(value, dict) or (suspicious and any(requests.flaws(value))):
+        raise TokenRefused("Not a signed token.")
+    return value

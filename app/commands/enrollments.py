@@ -1,0 +1,69 @@
+"""flask enrollment create | list | revoke"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import click
+
+from app import scopes
+from app.auth import auth
+from app.commands.shell import Duration, as_json, show, show_one, with_database
+from app.db import db, statement
+from app.fields import storable
+
+INSERT_ENROLLMENT = statement("auth/insert_enrollment")
+SELECT_ENROLLMENTS = statement("auth/select_enrollments")
+REVOKE_ENROLLMENT = statement("auth/revoke_enrollment")
+
+
+@click.group()
+def enrollment() -> None:
+    """Enrolment tokens: what an installer ships so that devices can register."""
+
+
+@enrollment.command()
+@click.option("--label", required=True, help="What you call it.")
+@click.option("--max-uses", required=True, type=click.IntRange(1, 2**31 - 1), help="Devices that may register.")
+@click.option("--expires-in", required=True, type=Duration(), help="Such as 12h or 30d.")
+@as_json
+@with_database
+def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
+    """Mint an enrolment token and print it. It is shown this once."""
+    auth.keys.ensure()
+    enrollment_id = str(uuid.uuid4())
+    expires_at = int(time.time()) + expires_in
+    token = auth.sign(f"enrollment:{enrollment_id}", enrollment_id, scopes.REGISTER, expires_in)
+    db.run(
+        INSERT_ENROLLMENT,
+        enrollment_id=enrollment_id,
+        label=storable(label),
+        max_uses=max_uses,
+        expires_at=expires_at,
+    )
+    if as_json:
+        show_one({"enrollment_id": enrollment_id, "token": token}, as_json)
+    else:
+        click.echo(token)
+
+
+@enrollment.command("list")
+@as_json
+@with_database
+def list_(as_json: bool) -> None:
+    """List the enrolments, newest first."""
+    columns = ("enrollment_id", "label", "uses", "max_uses", "created_at", "expires_at", "revoked_at")
+    show(db.run(SELECT_ENROLLMENTS), columns, as_json)
+
+
+@enrollment.command()
+@click.argument("enrollment_id", metavar="ID", type=click.UUID)
+@as_json
+@with_database
+def revoke(enrollment_id: uuid.UUID, as_json: bool) -> None:
+    """Revoke an enrolment: nobody registers with it any more. Devices already registered stay."""
+    found = db.run(REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
+    if not found:
+        raise click.ClickException(f"there is no enrolment {enrollment_id}")
+    show_one(found[0], as_json)

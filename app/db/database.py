@@ -1,0 +1,247 @@
+"""Connections of one worker, and what becomes of the database's errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import psycopg
+from flask import Flask, current_app
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from werkzeug.local import LocalProxy
+
+from app import problems
+from app.db import embedded
+from app.db.shared_commit import QueueFull, SharedCommit
+from app.db.statements import Statement
+from config.settings import Settings
+
+if TYPE_CHECKING:
+    from app.writes import Write
+
+log = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[DictRow]
+Row = dict[str, Any]
+T = TypeVar("T")
+
+# Worth the same statement again on another connection, since every statement is idempotent: the server went away or
+# is starting, a deadlock or a serialization failure, and a server that turned read-only because another took over.
+TRY_AGAIN = {"57P01", "57P02", "57P03", "40001", "40P01", "25006", "08000", "08003", "08006", None}
+# The server is there but can't do it now: full of connections, disk, memory or locks, or too slow.
+BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"} | TRY_AGAIN
+# A unique constraint other than the one that a statement expects: another set got there first.
+RACE = {"23505"}
+
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+class Database:
+    """The pool of one process, opened at the first use, so after a fork.
+
+    Every call raises Problem 503 when the database is away, full or too slow; nothing is then known to be stored, and
+    the same call may be repeated.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._pool: ConnectionPool[Connection] | None = None
+        self._pid = 0
+        self._opening = threading.Lock()
+        self._shared: dict[str, SharedCommit[Row, Row]] = {}
+
+    def init_app(self, app: Flask) -> None:
+        app.extensions["db"] = self
+
+    def run(self, statement: Statement, **parameters: Any) -> list[Row]:
+        """Run one statement in a transaction of its own and return its rows, after the commit."""
+        return self._reliably(lambda connection: self._execute(connection, statement, parameters))
+
+    def write(self, write: Write, row: Row) -> Row:
+        """Store one row of one kind. Concurrent calls share a statement and a commit.
+
+        Returns the row with what the statement says of it: `outcome`, and the database's times. Returns after the
+        commit.
+        """
+        shared = self._shared.get(write.type)
+        if shared is None:
+            shared = self._shared.setdefault(
+                write.type,
+                SharedCommit(
+                    lambda rows: self._write_set(write, rows),
+                    max_rows=self.settings.set_rows,
+                    max_waiting=self.settings.queue_rows,
+                    patience=self.settings.pool_wait_seconds + 2 * self.settings.statement_timeout_ms / 1000,
+                ),
+            )
+        try:
+            return shared.submit(row)
+        except QueueFull:
+            raise problems.unavailable() from None
+
+    def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row]]:
+        """Store sets of several kinds in one transaction: all of it, or a Problem and nothing.
+
+        sets: kinds in an order that is the same for all callers, so that two calls never wait for each other's locks.
+        """
+
+        def transaction(connection: Connection) -> list[list[Row]]:
+            with connection.transaction():
+                return [self._outcomes(connection, write, rows) for write, rows in sets]
+
+        return self._reliably(transaction)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _write_set(self, write: Write, rows: list[Row]) -> list[Row | Exception]:
+        """Store rows together; if that fails for a fault of one of them, one by one."""
+        try:
+            return list(self._reliably(lambda connection: self._outcomes(connection, write, rows)))
+        except problems.Problem as problem:
+            if len(rows) == 1 or problem.status == 503:
+                return [problem] * len(rows)
+        outcomes: list[Row | Exception] = []
+        for row in rows:
+            try:
+                outcomes += self._reliably(partial(self._outcomes, write=write, rows=[row]))
+            except problems.Problem as problem:
+                outcomes.append(problem)
+        return outcomes
+
+    def _outcomes(self, connection: Connection, write: Write, rows: list[Row]) -> list[Row]:
+        """Run the statement of a kind, and for rows that it can't decide on, its second statement."""
+        answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
+        asked: Sequence[int] = range(len(rows))
+        statement = write.statement
+        while asked:
+            text = dumps([{"ord": ord, **rows[ord]} for ord in asked])
+            undecided = []
+            for found in self._execute(connection, statement, {"rows": text}):
+                ord = found.pop("ord")
+                answers[ord].update(found)
+                if found["outcome"] is None:
+                    undecided.append(ord)
+            if len(undecided) == len(asked) and statement is write.again:
+                # Each pass decides at least one row, unless somebody deletes meanwhile what it looks for.
+                raise problems.unavailable()
+            asked, statement = undecided, write.again
+        return answers
+
+    def _execute(self, connection: Connection, statement: Statement, parameters: Row) -> list[Row]:
+        cursor = connection.execute(statement.text, parameters, prepare=self.settings.prepare_statements)
+        return cursor.fetchall()
+
+    def _reliably(self, work: Callable[[Connection], T]) -> T:
+        """Do the work on a connection, once more on a fresh one if that may help; turn errors into Problems."""
+        tries = 3
+        while True:
+            tries -= 1
+            try:
+                with self._connection() as connection:
+                    return work(connection)
+            except (PoolTimeout, TooManyRequests, PoolClosed) as error:
+                log.warning("no database connection", extra={"fields": {"error": type(error).__name__}})
+                raise problems.unavailable() from None
+            except psycopg.Error as error:
+                lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) and error.sqlstate is None
+                again = (error.sqlstate in TRY_AGAIN if error.sqlstate else lost) or error.sqlstate in RACE
+                # Never the error's text: it quotes rows.
+                fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name, "tries_left": tries}
+                log.warning("database error", extra={"fields": fields})
+                if again and tries > 0:
+                    if error.sqlstate not in ("40001", "40P01", "23505"):
+                        self._discard_idle()
+                    time.sleep(0.05)
+                    continue
+                if lost or error.sqlstate in BUSY:
+                    raise problems.unavailable() from None
+                raise problems.internal() from None
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if self._pool is None or self._pid != os.getpid():
+            self._open()
+        assert self._pool is not None
+        with self._pool.connection() as connection:
+            yield connection
+
+    def _open(self) -> None:
+        with self._opening:
+            if self._pool is not None and self._pid == os.getpid():
+                return
+            settings = self.settings
+            pool: ConnectionPool[Connection] = ConnectionPool(
+                database_url(settings),
+                kwargs=connection_options(settings),
+                min_size=1,
+                max_size=settings.pool_size,
+                timeout=settings.pool_wait_seconds,
+                max_waiting=max(64, settings.connections),
+                # Short, so that a slot does not back off for minutes while the database is already there again.
+                reconnect_timeout=4,
+                open=False,
+                name="watchpost",
+            )
+            pool.open()
+            self._pool, self._pid = pool, os.getpid()
+
+    def _discard_idle(self) -> None:
+        """When one connection broke, the others that idle in the pool are likely to be broken too."""
+        if self._pool is not None:
+            self._pool.drain()
+
+
+def wait_until_up(settings: Settings, seconds: float = 30) -> None:
+    """Return when the database accepts connections. Raises psycopg.OperationalError when it did not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            psycopg.connect(database_url(settings), connect_timeout=3).close()
+            return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waiting for the database")
+            time.sleep(1)
+
+
+def database_url(settings: Settings) -> str:
+    return settings.database_url or embedded.url(settings.data_dir)
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """What every connection of the service is opened with (libpq's connection parameters).
+
+    A URL's own parameters win, so that `options` can be left out for a pooler that refuses it.
+    """
+    options: dict[str, Any] = {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "prepare_threshold": 0 if settings.prepare_statements else None,
+        "application_name": "watchpost",
+        "connect_timeout": settings.pool_wait_seconds,
+        "keepalives_idle": 30,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15000,
+        "options": (
+            f"-c statement_timeout={settings.statement_timeout_ms} -c lock_timeout={settings.statement_timeout_ms // 2}"
+            " -c idle_in_transaction_session_timeout=15s"
+        ),
+    }
+    given = psycopg.conninfo.conninfo_to_dict(database_url(settings))
+    return {name: value for name, value in options.items() if name not in given}
+
+
+db = cast(Database, LocalProxy(lambda: current_app.extensions["db"]))

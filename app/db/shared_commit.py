@@ -1,0 +1,112 @@
+"""One statement and one commit for all who wait at the same time, without a background thread.
+
+The first to come leads: it runs what has queued and answers each. Whoever queued meanwhile waits; when the leader's
+own set is done, the first of them leads the next. So under load a set holds as many rows as came during the commit
+before it, and without load each row is a set of one. Works alike with threads and with greenlets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+
+
+class QueueFull(Exception):
+    """More rows wait than may, or one waited longer than it may. Whether that one is stored is not known."""
+
+
+class _Waiter(Generic[Given, Answer]):
+    __slots__ = ("answer", "leads", "row", "woken")
+
+    def __init__(self, row: Given) -> None:
+        self.row = row
+        self.answer: Answer | Exception | None = None
+        self.leads = False
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+
+class SharedCommit(Generic[Given, Answer]):
+    """Rows of one kind on their way into the database.
+
+    run: stores a list of rows and returns as many answers, in order, after the commit; an answer that is an exception
+    is raised for the row that it belongs to.
+    max_rows: rows a set. max_waiting: rows that may wait. patience: seconds that one may wait.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Given]], list[Answer | Exception]],
+        *,
+        max_rows: int,
+        max_waiting: int,
+        patience: float,
+    ) -> None:
+        self._run = run
+        self._max_rows = max_rows
+        self._max_waiting = max_waiting
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._queue: deque[_Waiter[Given, Answer]] = deque()
+        self._led = False
+
+    def submit(self, row: Given) -> Answer:
+        """Store one row together with others and return its answer, after the commit.
+
+        Raises QueueFull, and what `run` raised or answered.
+        """
+        me = _Waiter[Given, Answer](row)
+        with self._lock:
+            if len(self._queue) >= self._max_waiting:
+                raise QueueFull
+            self._queue.append(me)
+            if not self._led:
+                self._led = me.leads = True
+        if not me.leads:
+            self._wait(me)
+        if me.leads:
+            self._lead(me)
+        if isinstance(me.answer, Exception):
+            raise me.answer
+        assert me.answer is not None
+        return me.answer
+
+    def _wait(self, me: _Waiter[Given, Answer]) -> None:
+        if me.woken.acquire(timeout=self._patience):
+            return
+        with self._lock:
+            # Woken at the last moment: then it must not walk away from an answer or from leading.
+            if me.leads or me.answer is not None:
+                return
+            if me in self._queue:
+                self._queue.remove(me)
+        raise QueueFull
+
+    def _lead(self, me: _Waiter[Given, Answer]) -> None:
+        with self._lock:
+            taken = [self._queue.popleft() for _ in range(min(self._max_rows, len(self._queue)))]
+        answers: list[Answer | Exception]
+        try:
+            answers = self._run([waiter.row for waiter in taken])
+        except BaseException as error:
+            fault = error if isinstance(error, Exception) else RuntimeError("the worker stops")
+            answers = [fault] * len(taken)
+            raise
+        finally:
+            with self._lock:
+                for waiter, answer in zip(taken, answers, strict=True):
+                    waiter.answer = answer
+                if self._queue:
+                    heir = self._queue[0]
+                    heir.leads = True
+                    heir.woken.release()
+                else:
+                    self._led = False
+            for waiter in taken:
+                if waiter is not me:
+                    waiter.woken.release()

@@ -1,0 +1,192 @@
+"""How a body is read: its size, its encoding, and JSON as strict as the contract."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import marshmallow as ma
+from flask_smorest import Blueprint as SmorestBlueprint
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.utils import cached_property
+
+from app import problems
+
+LARGEST_BODY = 1024 * 1024
+LARGEST_BATCH = 8 * LARGEST_BODY
+DEEPEST = 32
+_INT64 = range(-(2**63), 2**63)
+
+
+class Request(flask.Request):
+    """A request whose body may be compressed with gzip; limits count what comes out of it."""
+
+    @cached_property
+    def stream(self) -> Any:
+        encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
+        stream = super().stream
+        if encoding in ("identity", ""):
+            return stream
+        if encoding not in ("gzip", "x-gzip"):
+            raise problems.Problem(
+                415,
+                "unsupported-encoding",
+                "Unsupported media type",
+                "Content-Encoding must be gzip, or absent.",
+                headers={"Accept-Encoding": "gzip"},
+            )
+        return io.BytesIO(self._inflated(stream))
+
+    def _inflated(self, stream: Any) -> bytes:
+        limit = self.max_content_length or LARGEST_BODY
+        pieces: list[bytes] = []
+        left = limit
+        inflater = zlib.decompressobj(wbits=31)
+        fed = False
+        try:
+            while chunk := stream.read(65536):
+                while chunk:
+                    fed = True
+                    piece = inflater.decompress(chunk, left + 1)
+                    left -= len(piece)
+                    if left < 0:
+                        raise RequestEntityTooLarge
+                    pieces.append(piece)
+                    chunk = inflater.unconsumed_tail
+                    if inflater.eof:
+                        # RFC 1952: a file may be several members, one behind the other.
+                        chunk = inflater.unused_data
+                        inflater, fed = zlib.decompressobj(wbits=31), False
+        except zlib.error:
+            raise _not_gzip() from None
+        if fed:
+            raise _not_gzip()
+        return b"".join(pieces)
+
+
+def _not_gzip() -> problems.Problem:
+    return problems.invalid({"body": ["Not valid gzip."]}, "The body is not what Content-Encoding says.")
+
+
+class Flaw:
+    """Stands in a parsed body where something can't be accepted, so that a batch can refuse just the item around it."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+class FlawedDict(dict[str, Any]):
+    """An object that names a key twice."""
+
+    message = "An object has the same key twice."
+
+
+def parse(body: bytes) -> tuple[Any, bool]:
+    """Parse JSON (RFC 8259), as strictly as the contract asks.
+
+    Returns what was sent, and whether `flaws` may find something in it: a number that is not finite or beyond 64 bits,
+    a key that stands twice, nesting too deep. Raises ValueError for anything that is not JSON in UTF-8.
+    """
+    # Without 33 brackets there can't be 33 levels.
+    flawed = body.count(b"{") + body.count(b"[") > DEEPEST
+
+    def flaw(message: str) -> Flaw:
+        nonlocal flawed
+        flawed = True
+        return Flaw(message)
+
+    def integer(text: str) -> int | Flaw:
+        # 20 characters hold every 64-bit integer; longer ones would be costly to convert.
+        if len(text) <= 20 and (number := int(text)) in _INT64:
+            return number
+        return flaw("An integer is beyond 64 bits.")
+
+    def fraction(text: str) -> float | Flaw:
+        number = float(text)
+        return number if math.isfinite(number) else flaw("A number is too large.")
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal flawed
+        object_ = dict(pairs)
+        if len(object_) != len(pairs):
+            flawed = True
+            return FlawedDict(object_)
+        return object_
+
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=members,
+            parse_int=integer,
+            parse_float=fraction,
+            parse_constant=lambda name: flaw(f"{name} is not JSON."),
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return value, flawed
+
+
+def flaws(value: Any, deepest: int = DEEPEST) -> Iterator[str]:
+    """What can't be accepted in a parsed value: its Flaws, and nesting deeper than may be."""
+    level: list[Any] = [value]
+    depth = 0
+    while level:
+        containers = [node for node in level if isinstance(node, (dict, list))]
+        for node in level:
+            if isinstance(node, (Flaw, FlawedDict)):
+                yield node.message
+        depth += bool(containers)
+        if containers and depth > deepest:
+            yield f"Nested deeper than {deepest} levels."
+            return
+        level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
+
+
+def read_json() -> tuple[Any, bool]:
+    """The JSON body of the current request, as `parse` returns it. Raises Problem 400 or 415, RequestEntityTooLarge."""
+    request = flask.request
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
+        raise problems.Problem(
+            415,
+            "unsupported-media-type",
+            "Unsupported media type",
+            "Content-Type must be application/json, in UTF-8.",
+        )
+    body = request.get_data(cache=False)
+    try:
+        return parse(body)
+    except ValueError:
+        raise problems.invalid({"json": {"_schema": ["Not valid JSON in UTF-8."]}}, "The body is not JSON.") from None
+
+
+class Parser(FlaskParser):
+    """webargs as the contract has it: 400 for a body that is not valid, 415 for one that is not JSON."""
+
+    DEFAULT_VALIDATION_STATUS = 400
+    DEFAULT_UNKNOWN_BY_LOCATION = {"json": None}
+
+    def load_json(self, req: flask.Request, schema: Any) -> Any:
+        req.max_content_length = schema.largest
+        value, flawed = read_json()
+        if flawed:
+            for message in schema.flaws(value):
+                raise problems.invalid({"json": {"_schema": [message]}})
+        return value
+
+    def handle_error(self, error: ma.ValidationError, *args: Any, **kwargs: Any) -> Any:
+        raise problems.invalid(error.messages if isinstance(error.messages, dict) else {"json": error.messages})
+
+
+class Blueprint(SmorestBlueprint):
+    """flask-smorest's Blueprint with our parser."""
+
+    ARGUMENTS_PARSER = Parser()

@@ -1,0 +1,93 @@
+"""Browser instances: one for each browser profile that has the extension."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import marshmallow as ma
+from flask import current_app
+
+from app import fields
+from app.auth import require
+from app.db import statement
+from app.openapi import example, refusals
+from app.requests import Blueprint
+from app.writes import Write
+
+blp = Blueprint("browsers", __name__, url_prefix="/api/browsers", description="Browser profiles with the extension.")
+
+
+class RegisterBrowserRequest(fields.Schema):
+    instance_id = fields.Identifier(required=True)
+    device_id = fields.Identifier(required=True)
+    browser_name = fields.Text(required=True, empty=False)
+    browser_version = fields.Text(load_default=None)
+    profile_name = fields.Text(load_default=None)
+    profile_path = fields.Text(load_default=None)
+    extension_id = fields.Text(load_default=None)
+    extension_version = fields.Text(load_default=None)
+    discovered_at = fields.EpochMilliseconds(load_default=None)
+
+
+class BrowserHeartbeatRequest(RegisterBrowserRequest):
+    device_id = fields.Identifier(load_default=None, metadata={"description": "The token's; taken from there."})
+    browser_name = fields.Text(load_default=None)
+
+
+class RegisterBrowserResponse(ma.Schema):
+    instance_id = ma.fields.String(required=True)
+    device_id = ma.fields.String(required=True)
+    created_at = fields.Time(required=True)
+    last_seen = fields.Time(allow_none=True)
+
+
+class BrowserHeartbeatResponse(ma.Schema):
+    instance_id = ma.fields.String(required=True)
+    device_id = ma.fields.String(required=True)
+    last_seen = fields.Time(required=True)
+    server_time = ma.fields.Integer(required=True, metadata={"description": "Epoch milliseconds."})
+    heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
+
+
+UPSERT_INSTANCES = statement("browsers/upsert_instances")
+UPSERT_HEARTBEATS = statement("browsers/upsert_heartbeats")
+
+BROWSER_REGISTER = Write(
+    "browser_register",
+    scope="browsers:write",
+    schema=RegisterBrowserRequest(),
+    statement=UPSERT_INSTANCES,
+    again=UPSERT_INSTANCES,
+    id="instance_id",
+)
+BROWSER_HEARTBEAT = Write(
+    "browser_heartbeat",
+    scope="browsers:write",
+    schema=BrowserHeartbeatRequest(),
+    statement=UPSERT_HEARTBEATS,
+    again=UPSERT_HEARTBEATS,
+    id="instance_id",
+)
+
+
+@blp.route("/register", methods=["POST"])
+@require(BROWSER_REGISTER.scope)
+@blp.arguments(BROWSER_REGISTER.schema, example=example("browser_register"))
+@blp.response(201, RegisterBrowserResponse())
+@refusals(RegisterBrowserResponse, 409)
+def register(instance: dict[str, Any]) -> Any:
+    """Register a browser instance, or update what is given of it."""
+    return BROWSER_REGISTER.store(instance)
+
+
+@blp.route("/heartbeat", methods=["POST"])
+@require(BROWSER_HEARTBEAT.scope)
+@blp.arguments(BROWSER_HEARTBEAT.schema, example=example("browser_heartbeat"))
+@blp.response(201, BrowserHeartbeatResponse())
+@refusals(BrowserHeartbeatResponse, 409)
+def heartbeat(instance: dict[str, Any]) -> Any:
+    """Note that a browser instance is alive."""
+    stored, status = BROWSER_HEARTBEAT.store(instance)
+    interval = current_app.config["SETTINGS"].heartbeat_seconds
+    return {**stored, "server_time": int(time.time() * 1000), "heartbeat_interval_s": interval}, status

@@ -1,0 +1,56 @@
+"""Reports of whether the browser extension is on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import marshmallow as ma
+
+from app import fields
+from app.auth import require
+from app.db import statement
+from app.openapi import example, refusals
+from app.requests import Blueprint
+from app.writes import Write
+
+blp = Blueprint("extension", __name__, url_prefix="/api/extension", description="Whether the extension is on.")
+
+
+class ExtensionStatusRequest(fields.Schema):
+    instance_id = fields.Identifier(required=True)
+    status = fields.Choice("enabled", "disabled", required=True)
+    status_id = fields.Uuid(load_default=None, metadata={"description": "Derived from the content when left out."})
+    reported_at = fields.EpochMilliseconds(load_default=None)
+    reported_by = fields.Identifier(load_default=None, metadata={"description": "`agent`, `extension` or any id."})
+    device_id = fields.Identifier(load_default=None, metadata={"description": "The token's; taken from there."})
+    metadata = fields.Json(dict, load_default=None)
+
+
+class ExtensionStatusResponse(ma.Schema):
+    status_id = ma.fields.UUID(required=True)
+    device_id = ma.fields.String(required=True)
+    instance_id = ma.fields.String(required=True)
+    status = ma.fields.String(required=True)
+    reported_at = ma.fields.Integer(required=True)
+    created_at = fields.Time(required=True)
+
+
+EXTENSION_STATUS = Write(
+    "extension_status",
+    scope="extension:write",
+    schema=ExtensionStatusRequest(),
+    statement=statement("extension/insert_statuses"),
+    again=statement("extension/select_statuses"),
+    id="status_id",
+    time="reported_at",
+)
+
+
+@blp.route("/status", methods=["POST"])
+@require(EXTENSION_STATUS.scope)
+@blp.arguments(EXTENSION_STATUS.schema, example=example("extension_status"))
+@blp.response(201, ExtensionStatusResponse())
+@refusals(ExtensionStatusResponse, 409)
+def report(status: dict[str, Any]) -> Any:
+    """Record whether the extension is on."""
+    return EXTENSION_STATUS.store(status)

@@ -1,0 +1,41 @@
+"""Whether the service lives, and whether it can work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import jsonify
+
+from app import problems
+from app.db import db, migrations, statement
+from app.openapi import documented
+from app.requests import Blueprint
+
+blp = Blueprint("service", __name__, description="Whether the service lives, and whether it can work.")
+
+SELECT_MIGRATIONS = statement("service/select_migrations")
+_OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@blp.route("/livez")
+@documented(responses=_OK)
+def livez() -> Any:
+    """Say that the worker runs."""
+    return jsonify(status="ok")
+
+
+@blp.route("/readyz")
+@documented(responses={**_OK, "503": "Problem503"})
+def readyz() -> Any:
+    """Say whether the database can be reached and has the newest schema."""
+    applied = {row["migration_id"] for row in db.run(SELECT_MIGRATIONS)}
+    pending = [name for name in migrations.names() if name not in applied]
+    if pending:
+        raise problems.Problem(
+            503,
+            "migrations-pending",
+            "Service unavailable",
+            f"{len(pending)} migrations are pending.",
+            headers={"Retry-After": str(problems.RETRY_SECONDS)},
+        )
+    return jsonify(status="ok")

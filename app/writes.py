@@ -1,0 +1,92 @@
+"""What a write is: a checked body, made a row, stored by one `.sql` file, answered after the commit.
+
+The view of a single POST and an item of a batch go the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from typing import Any
+
+from app import problems
+from app.auth import token
+from app.db import Statement, db
+from app.db.database import dumps
+from app.fields import Schema, is_plausible, uuid7_time
+
+STATUS = {"created": 201, "updated": 200, "duplicate": 200}
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Write:
+    """One kind of row that devices send.
+
+    type: its name in a batch. scope: what a token needs. schema: what a body must be. statement: stores a set of rows.
+    again: decides on the rows that the statement can't decide on. id: the field that names a row. time: of events, the
+    field that holds the client's time.
+    """
+
+    type: str
+    scope: str
+    schema: Schema
+    statement: Statement
+    again: Statement
+    id: str
+    time: str | None = None
+
+    def row(self, body: Row) -> Row:
+        """Make the row of a valid body. Raises Problem 403 for another device's, 400 for a UUIDv7 of a wrong time."""
+        speaker = token()
+        if body.get("device_id") not in (None, speaker.subject):
+            raise problems.other_device()
+        row = {**body, "device_id": speaker.subject, "key_thumbprint": speaker.key_thumbprint}
+        if self.time is not None:
+            _identify(row, self.id, self.time)
+        return row
+
+    def store(self, body: Row) -> tuple[Row, int]:
+        """Store one row; return what is stored and the status. Raises Problem 403, 409, 503."""
+        return accepted(db.write(self, self.row(body)))
+
+
+def accepted(stored: Row) -> tuple[Row, int]:
+    """Answer and status of a row that is stored, or the Problem that says why it is not."""
+    status = STATUS.get(stored["outcome"])
+    if status is None:
+        raise problems.refused(stored["outcome"])
+    return stored, status
+
+
+def _identify(row: Row, id_field: str, time_field: str) -> None:
+    """Give an event the time and the id that its client left out, so that the same report is the same row.
+
+    Without a client's time a report gets the server's and can't be recognised when it comes again, unless its id is a
+    UUIDv7, which carries one.
+    """
+    if row[time_field] is None and row[id_field] is not None:
+        row[time_field] = uuid7_time(row[id_field])
+        if row[time_field] is not None and not is_plausible(row[time_field]):
+            message = "The time in this UUIDv7 is not from 2015-01-01 to 24 hours ahead."
+            raise problems.invalid({"json": {id_field: [message]}})
+    if row[time_field] is None:
+        row[time_field] = int(time.time() * 1000)
+    if row[id_field] is None:
+        row[id_field] = _content_id({name: row[name] for name in sorted(row) if name != "key_thumbprint"})
+
+
+def _content_id(content: Row) -> str:
+    """A UUIDv8 (RFC 9562, section 5.8) of the first 122 bits of the content's SHA-256."""
+    digest = hashlib.sha256(dumps(_sorted(content)).encode()).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    return value

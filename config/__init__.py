@@ -1,0 +1,1 @@
+"""Settings with default, unit and meaning; what gunicorn and logging are told."""

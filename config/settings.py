@@ -1,0 +1,106 @@
+"""Every setting of Watchpost. Each is an environment variable, read once when a process starts.
+
+The variable is the field's name in capitals behind `WATCHPOST_`: `pool_size` is `WATCHPOST_POOL_SIZE`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PREFIX = "WATCHPOST_"
+
+
+class SettingError(ValueError):
+    """A setting has a value that can't be used. The message names the variable, never the value."""
+
+
+def setting(default: Any, meaning: str, unit: str = "", least: int | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit, "least": least})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Defaults suit one laptop; the README's section "Configuration" says what to raise for a fleet."""
+
+    bind: str = setting("127.0.0.1:8000", "address that gunicorn serves on", "host:port")
+    database_url: str = setting(
+        "", "PostgreSQL 15 or newer as a `postgresql://` URL; empty: an embedded PostgreSQL under the data directory"
+    )
+    data_dir: str = setting(".data", "where the embedded PostgreSQL and the signing keys live", "folder")
+    issuer: str = setting("", "issuer of all tokens, and the public address of the service; empty: `http://` + bind")
+    signing_keys: str = setting(
+        "", "JWKS file of the signing keys; empty: `signing-keys.json` in the data directory", "file"
+    )
+    access_token_seconds: int = setting(900, "lifetime of a device's access token", "s", 60)
+    heartbeat_seconds: int = setting(60, "heartbeat interval that devices are told", "s", 1)
+    cors_origins: str = setting("", "origins that browsers may call from, such as `chrome-extension://<id>`", "list")
+    trusted_proxies: int = setting(
+        0, "reverse proxies in front, whose `X-Forwarded-*` headers are believed", "proxies", 0
+    )
+    workers: int = setting(0, "gunicorn worker processes; 0: one for each core", "processes", 0)
+    connections: int = setting(256, "requests that one worker handles at a time", "requests", 1)
+    graceful_seconds: int = setting(30, "time that running requests get to finish at a stop", "s", 1)
+    pool_size: int = setting(8, "database connections of one worker", "connections", 1)
+    pool_wait_seconds: int = setting(5, "wait for a database connection before the answer is 503", "s", 1)
+    statement_timeout_ms: int = setting(5000, "time that one statement may take in the database", "ms", 1)
+    prepare_statements: bool = setting(True, "prepare statements; `false` behind PgBouncer older than 1.22")
+    queue_rows: int = setting(2000, "rows of one kind that may wait in one worker before the answer is 503", "rows", 1)
+    set_rows: int = setting(500, "rows that share one statement and one commit", "rows", 1)
+    token_cache: int = setting(100_000, "verified tokens that one worker remembers", "tokens", 0)
+    log_level: str = setting("INFO", "least severe level that is logged")
+
+    @property
+    def signing_keys_path(self) -> Path:
+        return Path(self.signing_keys or Path(self.data_dir) / "signing-keys.json")
+
+    @property
+    def origins(self) -> list[str]:
+        return self.cors_origins.replace(",", " ").split()
+
+
+def variable(field: dataclasses.Field[Any]) -> str:
+    return PREFIX + field.name.upper()
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises SettingError when a value has the wrong type, is too small, or is no address.
+    """
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        text = environ.get(variable(field), "").strip()
+        if text:
+            given[field.name] = _parse(field, text)
+    settings = Settings(**given)
+    if not settings.issuer:
+        settings = dataclasses.replace(settings, issuer="http://" + settings.bind)
+    settings = dataclasses.replace(settings, issuer=settings.issuer.rstrip("/"))
+    if urlsplit(settings.issuer).scheme not in ("http", "https") or not urlsplit(settings.issuer).netloc:
+        raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
+    if settings.database_url and urlsplit(settings.database_url).scheme not in ("postgresql", "postgres"):
+        raise SettingError("WATCHPOST_DATABASE_URL must be a postgresql:// URL.")
+    return settings
+
+
+def _parse(field: dataclasses.Field[Any], text: str) -> Any:
+    if isinstance(field.default, bool):
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise SettingError(f"{variable(field)} must be true or false.")
+    if isinstance(field.default, int):
+        try:
+            number = int(text)
+        except ValueError:
+            raise SettingError(f"{variable(field)} must be a whole number.") from None
+        if number < field.metadata["least"]:
+            raise SettingError(f"{variable(field)} must be at least {field.metadata['least']}.")
+        return number
+    return text

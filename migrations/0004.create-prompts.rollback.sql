@@ -1,0 +1,2 @@
+-- Loses every prompt. Take a backup first.
+DROP TABLE prompts;

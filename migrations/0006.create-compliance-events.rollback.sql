@@ -1,0 +1,2 @@
+-- Loses every compliance event. Take a backup first.
+DROP TABLE compliance_events;

@@ -1,0 +1,28 @@
+-- Accept a client assertion once. A second use, by whichever worker, returns no row.
+--
+-- device_id   text
+-- jti         text
+-- expires_at  double precision  epoch seconds until which it must be remembered
+--
+-- Returns  one row when this is the first use: jti
+-- Index    client_assertions_pkey, client_assertions_expires_at_idx
+-- Locks    the new row, and at most 10 expired rows that nobody else is deleting
+-- Load     one call for each access token that is asked for
+WITH forgotten AS (
+    DELETE FROM client_assertions
+    WHERE (device_id, jti) IN (
+        SELECT
+            expired.device_id,
+            expired.jti
+        FROM client_assertions AS expired
+        WHERE expired.expires_at < now()
+        ORDER BY expired.expires_at
+        LIMIT 10
+        FOR UPDATE SKIP LOCKED
+    )
+)
+
+INSERT INTO client_assertions (device_id, jti, expires_at)
+VALUES (%(device_id)s, %(jti)s, to_timestamp(%(expires_at)s))
+ON CONFLICT DO NOTHING
+RETURNING jti;

@@ -1,0 +1,176 @@
+"""A throwaway PostgreSQL for the run, a throwaway database for each test, and a device with real keys."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from psycopg.rows import dict_row
+from pytest_postgresql import factories
+
+from app import Watchpost, create_app
+from app.auth.keys import SigningKeys
+from app.db import embedded, migrations
+from config.settings import Settings
+from tests.agent import Agent
+
+# Nothing here outlives the run, so nothing needs to reach the disk.
+IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
+ISSUER = "http://watchpost.test"
+TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A PostgreSQL server for the whole run; the value is the folder of its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="wp-"))
+    folder.chmod(0o755)
+    try:
+        with embedded.running(str(folder), IN_MEMORY) as url:
+            sockets = psycopg.conninfo.conninfo_to_dict(url)["host"]
+            request.config.option.postgresql_host = sockets
+            yield str(sockets)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def migrate(*, host: str, port: int, user: str, dbname: str, **_: Any) -> None:
+    migrations.apply(f"postgresql://{user}@/{dbname}?host={host}&port={port}")
+
+
+template = factories.postgresql_noproc(user="postgres", dbname="tests", load=[migrate])
+postgresql = factories.postgresql("template")
+
+
+@pytest.fixture(scope="session")
+def signing_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "signing-keys.json"
+    SigningKeys(path).ensure()
+    return path
+
+
+@pytest.fixture
+def database_url(postgresql: psycopg.Connection[Any]) -> str:
+    info = postgresql.info
+    return f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
+
+
+@pytest.fixture
+def settings(database_url: str, signing_keys: Path, tmp_path: Path) -> Settings:
+    """Settings of the application under test; a test that needs others replaces some of them."""
+    copy = tmp_path / "signing-keys.json"
+    shutil.copy(signing_keys, copy)
+    return Settings(
+        database_url=database_url,
+        issuer=ISSUER,
+        signing_keys=str(copy),
+        data_dir=str(tmp_path),
+        pool_size=4,
+        pool_wait_seconds=2,
+    )
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Watchpost]:
+    app = create_app(settings)
+    yield app
+    app.extensions["db"].close()
+
+
+@pytest.fixture
+def client(app: Watchpost) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Look into the database: rows("SELECT ...", parameter, ...) as dicts."""
+    with psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as connection:
+        yield (
+            lambda query, *parameters: (
+                connection.execute(query, parameters or None).fetchall()
+                if (query.lstrip().upper().startswith(("SELECT", "WITH")) or "RETURNING" in query)
+                else connection.execute(query, parameters or None) and []
+            )
+        )
+
+
+@pytest.fixture
+def enrollment(app: Watchpost) -> Callable[..., str]:
+    """Mint an enrolment through the command line: enrollment(max_uses=5, expires_in="1d")."""
+
+    def mint(max_uses: int = 1000, expires_in: str = "1d", label: str = "tests") -> str:
+        arguments = ["--label", label, "--max-uses", str(max_uses), "--expires-in", expires_in]
+        result = app.test_cli_runner().invoke(args=["enrollment", "create", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout.strip()
+
+    return mint
+
+
+@pytest.fixture
+def bearer() -> Callable[[str], dict[str, str]]:
+    """Headers of a request with this token."""
+    return lambda token: {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def register(client: FlaskClient, enrollment: Callable[..., str]) -> Callable[..., Agent]:
+    """Register an agent, a new one unless one is given."""
+    tokens: dict[str, str] = {}
+
+    def register(agent: Agent | None = None, **more: Any) -> Agent:
+        agent = agent or Agent()
+        token = tokens.get("token") or tokens.setdefault("token", enrollment())
+        answer = client.post(
+            "/api/devices/register",
+            json=agent.registration(**more),
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert answer.status_code in (200, 201), answer.text
+        return agent
+
+    return register
+
+
+@pytest.fixture
+def access(client: FlaskClient) -> Callable[..., dict[str, str]]:
+    """Get an access token for an agent the real way, and return the headers that carry it."""
+
+    def access(agent: Agent, scope: str | None = None) -> dict[str, str]:
+        answer = client.post("/api/auth/token", data=agent.token_request(TOKEN_ENDPOINT, scope))
+        assert answer.status_code == 200, answer.text
+        return {"Authorization": f"Bearer {answer.json['access_token']}"}
+
+    return access
+
+
+@pytest.fixture
+def device(register: Callable[..., Agent]) -> Agent:
+    """A registered device."""
+    return register()
+
+
+@pytest.fixture
+def headers(device: Agent, access: Callable[..., dict[str, str]]) -> dict[str, str]:
+    """Headers with an access token of `device`, for all that a device may do."""
+    return access(device)
+
+
+@pytest.fixture
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@pytest.fixture
+def counter() -> Iterator[int]:
+    """Numbers that are each given once."""
+    return itertools.count(1)
