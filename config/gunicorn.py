@@ -1,22 +1,18 @@
 """What gunicorn is told, and what its master does before the first worker and after the last.
 
-The master starts the embedded PostgreSQL (unless WATCHPOST_DATABASE_URL names another), applies pending migrations and
-makes a signing key if there is none. It stops the embedded server when the workers are gone.
+The master itself imports nothing of the application: a worker makes blocking calls cooperative before it does, and
+modules that were imported earlier would keep the blocking ones.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
 import signal
+import subprocess
 import sys
 from types import FrameType
 from typing import Any
 
-from app.auth.keys import SigningKeys
-from app.db import embedded, migrations
-from app.db.database import database_url, wait_until_up
 from config import logging as log_config
 from config.settings import load
 
@@ -24,38 +20,35 @@ settings = load()
 
 bind = settings.bind
 workers = settings.workers or os.cpu_count() or 1
-worker_class = "gevent"
+worker_class = "config.worker.Worker"
 worker_connections = settings.connections
 graceful_timeout = settings.graceful_seconds
 timeout = 60
-keepalive = 75
-# A body's limit is the application's; these are of the request line and the headers, a token of 8 KiB included.
+keepalive = 15
+# A body's limit is the application's; these are of the request line and of each header, a token of 8 KiB included.
 limit_request_line = 4094
 limit_request_field_size = 16384
 forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
 
-_resources = contextlib.ExitStack()
+_keepers: list[subprocess.Popen[str]] = []
 
 
 def on_starting(server: Any) -> None:
     """Have a database with the newest schema and a signing key, or end with a message that says why not."""
     _end_gracefully_on_interrupt(server)
-    master = os.getpid()
-    # Runs in the master alone: workers are forks of it and end through the same exit functions.
-    atexit.register(lambda: _resources.close() if os.getpid() == master else None)
-    try:
-        if not settings.database_url:
-            _resources.enter_context(embedded.running(settings.data_dir))
-        wait_until_up(settings)
-        for name in migrations.apply(database_url(settings)):
-            server.log.info("applied migration %s", name)
-        SigningKeys(settings.signing_keys_path).ensure()
-    except Exception as error:
-        # The URL and what the server says of it may hold a password.
-        server.log.error("can't start: %s", embedded.explain(error))
-        sys.exit(3)
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "app.db.keeper"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    _keepers.append(keeper)
+    assert keeper.stdout is not None
+    if keeper.stdout.readline().strip() != "ready":
+        sys.exit(keeper.wait() or 3)
 
 
 def when_ready(server: Any) -> None:
@@ -68,7 +61,10 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    _resources.close()
+    for keeper in _keepers:
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        keeper.wait()
 
 
 def _end_gracefully_on_interrupt(server: Any) -> None:

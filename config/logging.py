@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -32,13 +33,28 @@ class JSONLines(logging.Formatter):
         return json.dumps(line)
 
 
+class StandardError(logging.StreamHandler[Any]):
+    """Writes to what sys.stderr is at the time, which a supervisor or a test may have replaced."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Assigned by StreamHandler; never kept."""
+
+
 def config(level: str) -> dict[str, Any]:
     """The logging configuration (`logging.config.dictConfig`) of a worker, of gunicorn and of the command line."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "config.logging.JSONLines"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "handlers": {"stderr": {"class": "config.logging.StandardError", "formatter": "json"}},
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "propagate": True, "handlers": []},

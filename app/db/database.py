@@ -33,13 +33,13 @@ Connection = psycopg.Connection[DictRow]
 Row = dict[str, Any]
 T = TypeVar("T")
 
-# Worth the same statement again on another connection, since every statement is idempotent: the server went away or
-# is starting, a deadlock or a serialization failure, and a server that turned read-only because another took over.
-TRY_AGAIN = {"57P01", "57P02", "57P03", "40001", "40P01", "25006", "08000", "08003", "08006", None}
+# The server ends, starts or lost the connection, or turned read-only because another took over: worth the same
+# statement again on another connection, since every statement is idempotent.
+GONE = {"57P01", "57P02", "57P03", "08000", "08003", "08006", "25006"}
+# Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
+RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, or too slow.
-BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"} | TRY_AGAIN
-# A unique constraint other than the one that a statement expects: another set got there first.
-RACE = {"23505"}
+BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"}
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -143,10 +143,10 @@ class Database:
         return cursor.fetchall()
 
     def _reliably(self, work: Callable[[Connection], T]) -> T:
-        """Do the work on a connection, once more on a fresh one if that may help; turn errors into Problems."""
-        tries = 3
+        """Do the work on a connection, and again on another while that may help; turn errors into Problems."""
+        deadline = time.monotonic() + self.settings.pool_wait_seconds
+        lost_races = 0
         while True:
-            tries -= 1
             try:
                 with self._connection() as connection:
                     return work(connection)
@@ -154,17 +154,18 @@ class Database:
                 log.warning("no database connection", extra={"fields": {"error": type(error).__name__}})
                 raise problems.unavailable() from None
             except psycopg.Error as error:
-                lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) and error.sqlstate is None
-                again = (error.sqlstate in TRY_AGAIN if error.sqlstate else lost) or error.sqlstate in RACE
                 # Never the error's text: it quotes rows.
-                fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name, "tries_left": tries}
+                fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name}
                 log.warning("database error", extra={"fields": fields})
-                if again and tries > 0:
-                    if error.sqlstate not in ("40001", "40P01", "23505"):
-                        self._discard_idle()
+                gone = _is_gone(error)
+                lost_races += error.sqlstate in RACES
+                if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < 5):
+                    if gone and self._pool is not None:
+                        # The others that idle in the pool are likely to be broken too.
+                        self._pool.drain()
                     time.sleep(0.05)
                     continue
-                if lost or error.sqlstate in BUSY:
+                if gone or error.sqlstate in BUSY | RACES:
                     raise problems.unavailable() from None
                 raise problems.internal() from None
 
@@ -196,10 +197,11 @@ class Database:
             pool.open()
             self._pool, self._pid = pool, os.getpid()
 
-    def _discard_idle(self) -> None:
-        """When one connection broke, the others that idle in the pool are likely to be broken too."""
-        if self._pool is not None:
-            self._pool.drain()
+
+def _is_gone(error: psycopg.Error) -> bool:
+    """Whether this connection is of no use any more, and another may be."""
+    broken = error.sqlstate is None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return broken or error.sqlstate in GONE
 
 
 def wait_until_up(settings: Settings, seconds: float = 30) -> None:

@@ -1,0 +1,53 @@
+"""A process that keeps ready what the service needs, for as long as its standard input is open.
+
+gunicorn's master starts it before the first worker. It has the embedded PostgreSQL run (unless WATCHPOST_DATABASE_URL
+names another), applies pending migrations, makes a signing key if there is none, and says so with one line. Master and
+workers hold the other end of its standard input: when the last of them is gone, however it ended, the embedded server
+is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging.config
+import signal
+import sys
+
+from app.auth.keys import SigningKeys
+from app.db import embedded, migrations
+from app.db.database import database_url, wait_until_up
+from config.logging import config
+from config.settings import SettingError, load
+
+log = logging.getLogger("watchpost.keeper")
+
+READY = "ready"
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Who sends these to a whole group of processes means the master; the end of standard input follows.
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.ExitStack() as stack:
+        try:
+            settings = load()
+            logging.config.dictConfig(config(settings.log_level))
+            if not settings.database_url:
+                stack.enter_context(embedded.running(settings.data_dir))
+            wait_until_up(settings)
+            for name in migrations.apply(database_url(settings)):
+                log.info("applied migration", extra={"fields": {"migration": name}})
+            SigningKeys(settings.signing_keys_path).ensure()
+        except SettingError as error:
+            print(error, file=sys.stderr)  # noqa: T201
+            return 2
+        except Exception as error:
+            log.error("can't start: %s", embedded.explain(error))
+            return 3
+        print(READY, flush=True)  # noqa: T201
+        sys.stdin.read()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""gunicorn's gevent worker, with a limit on how long a client may keep silent within a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gunicorn.workers.ggevent import GeventWorker
+
+
+class Worker(GeventWorker):
+    """A greenlet a connection: a commit in flight keeps none of the others waiting."""
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        # Half-sent requests would otherwise be waited for, and hold their connections, for ever.
+        client.settimeout(self.cfg.keepalive)
+        super(GeventWorker, self).handle(listener, client, addr)

@@ -1,0 +1,121 @@
+"""A real service for tests: gunicorn on a free port, with its own data directory or a given database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Answer:
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Service:
+    """A running service: its address, its process, its log."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.bind = str(settings.get("bind") or f"127.0.0.1:{free_port()}")
+        self.url = f"http://{self.bind}"
+        self.log = folder / f"service-{time.monotonic_ns()}.log"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_")},
+            "WATCHPOST_BIND": self.bind,
+            "WATCHPOST_DATA_DIR": str(folder / "data"),
+            "WATCHPOST_WORKERS": "2",
+            **{f"WATCHPOST_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.environment = environment
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"],
+            cwd=ROOT,
+            env=environment,
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                if self.get("/readyz").status == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the service did not start:\n" + self.log.read_text())
+
+    def get(self, path: str) -> Answer:
+        return self.send(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, body: Any, token: str | None = None, **headers: str) -> Answer:
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        headers.setdefault("Content-Type", "application/json")
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.send(urllib.request.Request(self.url + path, data, headers))
+
+    def send(self, request: urllib.request.Request) -> Answer:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def flask(self, *arguments: str) -> str:
+        """Run an operator's command beside the service and return what it printed."""
+        command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+        """Send a signal to the master alone and wait for its end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def kill_everything(self) -> None:
+        """End all that is left of it, for tests that end in any way."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **settings: Any) -> Iterator[Service]:
+    """A service that answers, and is gone afterwards."""
+    service = Service(folder, **settings)
+    try:
+        service.wait_until_ready()
+        yield service
+        service.end()
+    finally:
+        service.kill_everything()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

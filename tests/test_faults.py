@@ -1,0 +1,216 @@
+"""A database that is away, slow or full: 503 with Retry-After, and recovery without a restart."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from app import Watchpost, create_app
+from app.db import embedded, migrations
+from config.settings import Settings
+from tests.agent import Agent
+
+
+def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
+    now = int(time.time() * 1000)
+    body = {"device_id": agent.device_id, "instance_id": "i", "site": "s", "url": "u", "prompt": "p", "timestamp": now}
+    return {**body, **more}
+
+
+class Server:
+    """A PostgreSQL server of the test's own, to be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: Any = None
+        self.url = self.start()
+
+    def start(self) -> str:
+        self._running = embedded.running(str(self.folder), "fsync = off\n")
+        return str(self._running.__enter__())
+
+    def stop(self) -> None:
+        self._running.__exit__(None, None, None)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="wp-"))
+    folder.chmod(0o755)
+    server = Server(folder)
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
+    if "own_server" in request.fixturenames:
+        url = request.getfixturevalue("own_server").url
+        migrations.apply(url)
+        settings = replace(settings, database_url=url)
+    return replace(settings, pool_wait_seconds=1, statement_timeout_ms=1000)
+
+
+def is_unavailable(answer: Any) -> bool:
+    return bool(
+        answer.status_code == 503
+        and int(answer.headers["Retry-After"]) > 0
+        and answer.content_type == "application/problem+json"
+        and answer.json["type"] == "urn:watchpost:problem:unavailable"
+    )
+
+
+def test_a_stopped_database_is_503_and_the_service_recovers_by_itself(
+    own_server: Server, client: FlaskClient, device: Agent, headers: dict[str, str]
+) -> None:
+    first = prompt(device)
+    assert client.post("/api/prompt", json=first, headers=headers).status_code == 201
+    own_server.stop()
+    assert is_unavailable(client.post("/api/prompt", json=prompt(device), headers=headers))
+    assert is_unavailable(client.post("/api/auth/token", data=device.token_request("http://watchpost.test")))
+    assert client.get("/livez").status_code == 200
+    assert is_unavailable(client.get("/readyz"))
+    own_server.start()
+    deadline = time.monotonic() + 5
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+    assert client.post("/api/prompt", json=first, headers=headers).status_code == 200
+
+
+def test_a_server_that_restarts_between_requests_is_not_noticed(
+    own_server: Server, client: FlaskClient, device: Agent, headers: dict[str, str]
+) -> None:
+    assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201
+    own_server.stop()
+    own_server.start()
+    assert client.post("/api/prompt", json=prompt(device, prompt="next"), headers=headers).status_code == 201
+
+
+def test_killed_backends_cost_no_request(
+    app: Watchpost,
+    device: Agent,
+    headers: dict[str, str],
+    rows: Callable[..., list[dict[str, Any]]],
+) -> None:
+    kill = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'watchpost' AND datname = current_database()
+    """
+    bodies = [prompt(device, prompt=f"number {n}") for n in range(400)]
+    with ThreadPoolExecutor(9) as threads:
+        answers = [threads.submit(app.test_client().post, "/api/prompt", json=body, headers=headers) for body in bodies]
+        killed = 0
+        while not all(answer.done() for answer in answers):
+            killed += len(rows(kill))
+            time.sleep(0.2)
+    assert killed > 0
+    assert {answer.result().status_code for answer in answers} <= {200, 201}
+    assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 400}]
+
+
+def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
+    client: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    database_url: str,
+    rows: Callable[..., list[dict[str, Any]]],
+) -> None:
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        assert is_unavailable(client.post("/api/prompt", json=prompt(device), headers=headers))
+        blocker.rollback()
+    assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 0}]
+    assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201
+
+
+def test_a_full_pool_is_503(settings: Settings, device: Agent, headers: dict[str, str], database_url: str) -> None:
+    app = create_app(replace(settings, pool_size=1))
+    with psycopg.connect(database_url) as blocker, ThreadPoolExecutor(1) as threads:
+        blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        holding = threads.submit(app.test_client().post, "/api/prompt", json=prompt(device), headers=headers)
+        while not blocker.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+            time.sleep(0.01)
+        body = {"device_id": device.device_id}
+        answer = app.test_client().post("/api/devices/heartbeat", json=body, headers=headers)
+        # The statement ahead gives up before the wait for its connection does, or just after.
+        assert answer.status_code == 200 or is_unavailable(answer)
+        assert is_unavailable(holding.result())
+        blocker.rollback()
+    app.extensions["db"].close()
+
+
+def test_a_queue_that_is_full_is_503_at_once(
+    settings: Settings, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
+    app = create_app(replace(settings, queue_rows=2))
+    with psycopg.connect(database_url) as blocker, ThreadPoolExecutor(8) as threads:
+        blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        answers = [
+            threads.submit(app.test_client().post, "/api/prompt", json=prompt(device, prompt=str(n)), headers=headers)
+            for n in range(8)
+        ]
+        while sum(answer.done() for answer in answers) < 5:
+            time.sleep(0.01)
+        refused = [answer.result() for answer in answers if answer.done()]
+        blocker.rollback()
+    assert all(is_unavailable(answer) for answer in refused)
+    app.extensions["db"].close()
+
+
+def test_a_read_only_database_is_503_and_recovers(
+    client: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    rows: Callable[..., list[dict[str, Any]]],
+    database_url: str,
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        name = admin.info.dbname
+        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'watchpost'"
+        admin.execute(drop)
+        assert is_unavailable(client.post("/api/prompt", json=prompt(device), headers=headers))
+        admin.execute("SET default_transaction_read_only = off")
+        admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201
+
+
+def test_a_database_without_the_newest_schema_is_not_ready(
+    client: FlaskClient, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    assert client.get("/readyz").status_code == 200
+    rows("DELETE FROM _yoyo_migration WHERE migration_id = %s", migrations.names()[-1])
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json["type"] == "urn:watchpost:problem:migrations-pending"
+
+
+@pytest.mark.parametrize("path", ["/api/prompt", "/api/devices/heartbeat"])
+def test_no_row_reaches_the_log_when_the_database_fails(
+    capfd: pytest.CaptureFixture[str],
+    client: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    rows: Callable[..., list[dict[str, Any]]],
+    path: str,
+) -> None:
+    rows("ALTER TABLE prompts ADD CONSTRAINT refused CHECK (site != 'marked-site-7')")
+    rows("ALTER TABLE devices ADD CONSTRAINT refused CHECK (hostname != 'marked-site-7')")
+    body = prompt(device, site="marked-site-7", hostname="marked-site-7")
+    answer = client.post(path, json=body, headers=headers)
+    assert answer.status_code == 500
+    assert "marked-site-7" not in answer.text
+    logged = capfd.readouterr()
+    assert "23514" in logged.err
+    assert "marked-site-7" not in logged.out + logged.err
