@@ -80,6 +80,9 @@ REFUSED: dict[str, tuple[int, str, str, str]] = {
     "enrollment_unknown": (401, "invalid-token", "Unauthorized", "The enrolment is not known."),
 }
 
+# What a constraint stands for that no statement can foresee.
+CONSTRAINTS = {"devices_key_thumbprint_key": "key_conflict"}
+
 
 def refused(outcome: str) -> Problem:
     status, name, title, detail = REFUSED[outcome]

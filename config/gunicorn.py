@@ -51,6 +51,12 @@ def on_starting(server: Any) -> None:
         sys.exit(keeper.wait() or 3)
 
 
+def post_fork(server: Any, worker: Any) -> None:
+    # Until a worker has handlers of its own it has the master's, which would swallow the signal to stop.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 def when_ready(server: Any) -> None:
     _end_gracefully_on_interrupt(server)
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PREFIX = "WATCHPOST_"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class SettingError(ValueError):
@@ -85,6 +86,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
     if settings.database_url and urlsplit(settings.database_url).scheme not in ("postgresql", "postgres"):
         raise SettingError("WATCHPOST_DATABASE_URL must be a postgresql:// URL.")
+    if settings.log_level not in LOG_LEVELS:
+        raise SettingError(f"WATCHPOST_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
     return settings
 
 

@@ -241,6 +241,7 @@ def test_a_wrong_setting_stops_the_start_with_its_name(folder: Path) -> None:
         ("ISSUER", "example.com"),
         ("DATABASE_URL", "mysql://x/y"),
         ("PREPARE_STATEMENTS", "perhaps"),
+        ("LOG_LEVEL", "loud"),
     ],
 )
 def test_settings_are_checked(name: str, value: str) -> None:

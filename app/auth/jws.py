@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import binascii
 import re
+import warnings
 from base64 import urlsafe_b64decode
 from typing import Any
 
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, KeySet
 from joserfc.jws import JWSRegistry
 
@@ -22,6 +23,9 @@ LONGEST_TOKEN = 8192
 HEADERS = {"alg", "typ", "kid"}
 LEEWAY_SECONDS = 60
 _FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+# RFC 9864 gives EdDSA with Ed25519 a new name; devices go on using the old one (RFC 8037).
+warnings.filterwarnings("ignore", message=".*EdDSA", category=SecurityWarning)
 
 
 class TokenRefused(ValueError):

@@ -41,6 +41,10 @@ RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, or too slow.
 BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"}
 
+# How often a race may be lost, and how often a pass may decide nothing since others changed what it looks at meanwhile.
+MOST_RACES = 4
+MOST_FRUITLESS = 4
+
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -87,17 +91,26 @@ class Database:
         except QueueFull:
             raise problems.unavailable() from None
 
-    def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row]]:
-        """Store sets of several kinds in one transaction: all of it, or a Problem and nothing.
+    def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row | problems.Problem]]:
+        """Store sets of several kinds in one transaction and return, after its commit, an answer for each row.
 
         sets: kinds in an order that is the same for all callers, so that two calls never wait for each other's locks.
         """
 
-        def transaction(connection: Connection) -> list[list[Row]]:
+        def together(connection: Connection) -> list[list[Row | problems.Problem]]:
             with connection.transaction():
-                return [self._outcomes(connection, write, rows) for write, rows in sets]
+                return [list(self._outcomes(connection, write, rows)) for write, rows in sets]
 
-        return self._reliably(transaction)
+        def apart(connection: Connection) -> list[list[Row | problems.Problem]]:
+            with connection.transaction():
+                return [[self._outcome(connection, write, row) for row in rows] for write, rows in sets]
+
+        try:
+            return self._reliably(together)
+        except problems.Problem as problem:
+            if problem.status == 503:
+                raise
+        return self._reliably(apart)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -111,19 +124,28 @@ class Database:
         except problems.Problem as problem:
             if len(rows) == 1 or problem.status == 503:
                 return [problem] * len(rows)
-        outcomes: list[Row | Exception] = []
+        answers: list[Row | Exception] = []
         for row in rows:
-            try:
-                outcomes += self._reliably(partial(self._outcomes, write=write, rows=[row]))
-            except problems.Problem as problem:
-                outcomes.append(problem)
-        return outcomes
+            answers += self._write_set(write, [row])
+        return answers
+
+    def _outcome(self, connection: Connection, write: Write, row: Row) -> Row | problems.Problem:
+        """Store one row in a savepoint, so that its fault leaves the transaction as it was."""
+        try:
+            with connection.transaction():
+                return self._outcomes(connection, write, [row])[0]
+        except psycopg.Error as error:
+            problem = _problem(error)
+            if problem.status == 503:
+                raise
+            return problem
 
     def _outcomes(self, connection: Connection, write: Write, rows: list[Row]) -> list[Row]:
         """Run the statement of a kind, and for rows that it can't decide on, its second statement."""
         answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
         asked: Sequence[int] = range(len(rows))
         statement = write.statement
+        fruitless = 0
         while asked:
             text = dumps([{"ord": ord, **rows[ord]} for ord in asked])
             undecided = []
@@ -132,8 +154,8 @@ class Database:
                 answers[ord].update(found)
                 if found["outcome"] is None:
                     undecided.append(ord)
-            if len(undecided) == len(asked) and statement is write.again:
-                # Each pass decides at least one row, unless somebody deletes meanwhile what it looks for.
+            fruitless += statement is write.again and len(undecided) == len(asked)
+            if fruitless > MOST_FRUITLESS:
                 raise problems.unavailable()
             asked, statement = undecided, write.again
         return answers
@@ -159,15 +181,13 @@ class Database:
                 log.warning("database error", extra={"fields": fields})
                 gone = _is_gone(error)
                 lost_races += error.sqlstate in RACES
-                if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < 5):
+                if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < MOST_RACES):
                     if gone and self._pool is not None:
                         # The others that idle in the pool are likely to be broken too.
                         self._pool.drain()
                     time.sleep(0.05)
                     continue
-                if gone or error.sqlstate in BUSY | RACES:
-                    raise problems.unavailable() from None
-                raise problems.internal() from None
+                raise _problem(error) from None
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -202,6 +222,15 @@ def _is_gone(error: psycopg.Error) -> bool:
     """Whether this connection is of no use any more, and another may be."""
     broken = error.sqlstate is None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     return broken or error.sqlstate in GONE
+
+
+def _problem(error: psycopg.Error) -> problems.Problem:
+    outcome = problems.CONSTRAINTS.get(error.diag.constraint_name or "")
+    if outcome is not None:
+        return problems.refused(outcome)
+    if _is_gone(error) or error.sqlstate in BUSY | RACES:
+        return problems.unavailable()
+    return problems.internal()
 
 
 def wait_until_up(settings: Settings, seconds: float = 30) -> None:

@@ -44,7 +44,9 @@ def main() -> int:
         except Exception as error:
             log.error("can't start: %s", embedded.explain(error))
             return 3
-        print(READY, flush=True)  # noqa: T201
+        # The master may have been stopped meanwhile.
+        with contextlib.suppress(BrokenPipeError):
+            print(READY, flush=True)  # noqa: T201
         sys.stdin.read()
     return 0
 

@@ -112,6 +112,8 @@ def replay(batch: dict[str, Any]) -> Any:
     for (write, rows), answers in zip(filled, stored, strict=True):
         for (index, row), answer in zip(rows, answers, strict=True):
             try:
+                if isinstance(answer, problems.Problem):
+                    raise answer
                 _, status = accepted(answer)
                 results[index] = {"status": status, "id": row[write.id], "errors": None}
             except problems.Problem as problem:

@@ -113,7 +113,7 @@ def register(device: dict[str, Any]) -> Any:
 @require(DEVICE_HEARTBEAT.scope)
 @blp.arguments(DEVICE_HEARTBEAT.schema, example=example("device_heartbeat"))
 @blp.response(201, DeviceHeartbeatResponse())
-@refusals(DeviceHeartbeatResponse)
+@refusals(DeviceHeartbeatResponse, 409)
 def heartbeat(device: dict[str, Any]) -> Any:
     """Note that a device is alive."""
     stored, status = DEVICE_HEARTBEAT.store(device)

@@ -5,8 +5,7 @@
 --
 -- Returns  a row for each given row: ord, registered_at,
 --          outcome (created | updated | key_conflict | device_revoked | enrollment_unknown | enrollment_revoked |
---          enrollment_expired | enrollment_used_up | null: another registration of the same device or key went
---          first; ask again)
+--          enrollment_expired | enrollment_used_up | null: another registration went first; ask again)
 -- Index    enrollments_pkey, devices_pkey, devices_key_thumbprint_key
 -- Locks    the enrolments' rows, so that uses are counted exactly; then the devices' rows; each in key order
 -- Load     one call a shared commit, 1 to 500 rows, once in a device's life
@@ -25,6 +24,7 @@ enrollment AS (
         enrollment_id,
         revoked_at,
         expires_at,
+        uses,
         max_uses - uses AS uses_left
     FROM enrollments
     WHERE enrollment_id IN (SELECT given.enrollment_id FROM given)
@@ -36,6 +36,8 @@ judged AS (
     SELECT
         given.*,
         enrollment.uses_left,
+        -- Others registered while this waited for the lock, and may have been these very devices.
+        enrollment.uses != enrollment_before.uses AS is_stale,
         coalesce(same_device.device_id, same_key.device_id) AS existing_device_id,
         CASE
             WHEN enrollment.enrollment_id IS NULL THEN 'enrollment_unknown'
@@ -53,6 +55,7 @@ judged AS (
         ) AS turn
     FROM given
     LEFT JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
+    LEFT JOIN enrollments AS enrollment_before ON given.enrollment_id = enrollment_before.enrollment_id
     LEFT JOIN devices AS same_device ON given.device_id = same_device.device_id
     LEFT JOIN devices AS same_key ON given.key_thumbprint = same_key.key_thumbprint
 ),
@@ -137,7 +140,8 @@ SELECT
     CASE
         WHEN queued.verdict NOT IN ('known', 'new') THEN queued.verdict
         WHEN queued.turn > 1 THEN NULL
-        WHEN queued.verdict = 'new' AND queued.place > queued.uses_left THEN 'enrollment_used_up'
+        WHEN queued.verdict = 'new' AND queued.place > queued.uses_left
+            THEN CASE WHEN queued.is_stale THEN NULL ELSE 'enrollment_used_up' END
         WHEN stored.device_id IS NULL THEN NULL
         WHEN stored.inserted THEN 'created'
         ELSE 'updated'
