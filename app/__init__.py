@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging.config
 import os
+from collections.abc import Callable
+from typing import Any
 
 from flask import Flask
 from flask_cors import CORS
@@ -25,6 +27,10 @@ from config import settings as config
 
 class Watchpost(Flask):
     request_class = Request
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        # No view is asynchronous; asking each one on every request costs as much as routing.
+        return func
 
 
 def create_app(settings: config.Settings | None = None) -> Watchpost:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC
-from typing import Any
+from typing import Any, TypeVar
 
 import marshmallow as ma
 from marshmallow import fields
@@ -51,7 +51,19 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text) if not text.isascii() or "\x00" in text else text
 
 
-class Text(fields.Field[str]):
+T = TypeVar("T")
+
+
+class Field(fields.Field[T]):
+    """A field that checks everything in one step, so that the steps of validators it has not are left out."""
+
+    def deserialize(self, value: Any, attr: str | None = None, data: Any = None, **kwargs: Any) -> Any:
+        if value is None or value is ma.missing:
+            return super().deserialize(value, attr, data, **kwargs)
+        return self._deserialize(value, attr, data, **kwargs)
+
+
+class Text(Field[str]):
     """Free text, any Unicode. What the database can't hold becomes U+FFFD: evidence is not lost over a character."""
 
     default_error_messages = {
@@ -75,7 +87,7 @@ class Text(fields.Field[str]):
         return storable(value)
 
 
-class Pattern(fields.Field[str]):
+class Pattern(Field[str]):
     """Text of one form, the whole of it."""
 
     default_error_messages = {"invalid": "Not a valid value."}
@@ -110,7 +122,7 @@ class Uuid(Pattern):
         return super()._deserialize(value, attr, data, **kwargs).lower()
 
 
-class Choice(fields.Field[str]):
+class Choice(Field[str]):
     """One of a few words."""
 
     default_error_messages = {"invalid": "Must be one of: {choices}."}
@@ -126,7 +138,7 @@ class Choice(fields.Field[str]):
         return value
 
 
-class EpochMilliseconds(fields.Field[int]):
+class EpochMilliseconds(Field[int]):
     """A client's time: an integer, epoch milliseconds, from 2015-01-01 to 24 h ahead of the server's clock."""
 
     json_schema = {"type": "integer", "format": "int64", "minimum": EARLIEST_MS}
@@ -154,7 +166,7 @@ def uuid7_time(text: str) -> int | None:
     return value.int >> 80 if value.version == 7 and value.variant == uuid.RFC_4122 else None
 
 
-class Json(fields.Field[Any]):
+class Json(Field[Any]):
     """JSON of the given Python types, stored as it is but for characters that the database can't hold."""
 
     def __init__(self, *types: type, of: tuple[type, ...] = (), **kwargs: Any) -> None:
@@ -199,7 +211,7 @@ class Json(fields.Field[Any]):
         return node
 
 
-class Addresses(fields.Field[list[str]]):
+class Addresses(Field[list[str]]):
     """A list of MAC or of IP addresses, kept as written."""
 
     default_error_messages = {

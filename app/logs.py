@@ -20,22 +20,25 @@ def init_app(app: Flask) -> None:
 
 
 def _begin() -> None:
-    g.began = time.perf_counter()
-    given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+    given = request.headers.get("X-Request-ID")
+    context = g._get_current_object()
+    context.began = time.perf_counter()
+    context.request_id = given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def _end(response: Response) -> Response:
-    response.headers["X-Request-ID"] = g.request_id
+    context = g._get_current_object()
+    response.headers["X-Request-ID"] = context.request_id
     if log.isEnabledFor(logging.INFO):
-        token = g.get("token")
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        token = context.get("token")
         fields = {
-            "request_id": g.request_id,
-            "method": request.method if request.method.isalpha() else "?",
+            "request_id": context.request_id,
+            "method": asked.method if asked.method.isalpha() else "?",
             # The rule, not the path: what somebody asks for may be anything.
-            "route": request.url_rule.rule if request.url_rule else None,
+            "route": asked.url_rule.rule if asked.url_rule else None,
             "status": response.status_code,
-            "ms": round((time.perf_counter() - g.began) * 1000, 2),
+            "ms": round((time.perf_counter() - context.began) * 1000, 2),
             "device_id": token.subject if token else None,
         }
         log.info("request", extra={"fields": fields})

@@ -150,8 +150,11 @@ def flaws(value: Any, deepest: int = DEEPEST) -> Iterator[str]:
         level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
 
 
-def read_json() -> tuple[Any, bool]:
-    """The JSON body of the current request, as `parse` returns it. Raises Problem 400 or 415, RequestEntityTooLarge."""
+def read_json(largest: int) -> tuple[Any, bool]:
+    """The JSON body of the current request, as `parse` returns it.
+
+    largest: bytes that it may have, inflated. Raises Problem 400 or 415, RequestEntityTooLarge.
+    """
     request = flask.request
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
@@ -161,7 +164,11 @@ def read_json() -> tuple[Any, bool]:
             "Unsupported media type",
             "Content-Type must be application/json, in UTF-8.",
         )
+    # One byte more than a body may have: without a Content-Length it is cut there, and must not pass for a whole one.
+    request.max_content_length = largest + 1
     body = request.get_data(cache=False)
+    if len(body) > largest:
+        raise RequestEntityTooLarge
     try:
         return parse(body)
     except ValueError:
@@ -175,8 +182,7 @@ class Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION = {"json": None}
 
     def load_json(self, req: flask.Request, schema: Any) -> Any:
-        req.max_content_length = schema.largest
-        value, flawed = read_json()
+        value, flawed = read_json(schema.largest)
         if flawed:
             for message in schema.flaws(value):
                 raise problems.invalid({"json": {"_schema": [message]}})

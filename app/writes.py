@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from typing import Any
 
 from app import problems
 from app.auth import token
 from app.db import Statement, db
-from app.db.database import dumps
 from app.fields import Schema, is_plausible, uuid7_time
+
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 STATUS = {"created": 201, "updated": 200, "duplicate": 200}
 Row = dict[str, Any]
@@ -74,19 +76,11 @@ def _identify(row: Row, id_field: str, time_field: str) -> None:
     if row[time_field] is None:
         row[time_field] = int(time.time() * 1000)
     if row[id_field] is None:
-        row[id_field] = _content_id({name: row[name] for name in sorted(row) if name != "key_thumbprint"})
+        row[id_field] = _content_id({name: value for name, value in row.items() if name != "key_thumbprint"})
 
 
 def _content_id(content: Row) -> str:
     """A UUIDv8 (RFC 9562, section 5.8) of the first 122 bits of the content's SHA-256."""
-    digest = hashlib.sha256(dumps(_sorted(content)).encode()).hexdigest()
+    digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list):
-        return [_sorted(item) for item in value]
-    return value

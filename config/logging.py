@@ -9,6 +9,12 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+# What no line shows need not be found out for each of them.
+logging.logThreads = False
+logging.logProcesses = False
+logging.logMultiprocessing = False
+logging._srcfile = None
+
 
 class JSONLines(logging.Formatter):
     """Formats a record as one JSON object.

@@ -48,8 +48,8 @@ def test_the_first_steps_run_as_they_stand(database_url: str, tmp_path: Path) ->
                 timeout=60,
             )
             assert done.returncode == 0, done.stdout + done.stderr
-            assert re.search(r'\"created_at\".*\s+\(201\)', done.stdout)
-            assert re.search(r'\"created_at\".*\s+\(200\)', done.stdout)
+            assert re.search(r"\"created_at\".*\s+\(201\)", done.stdout)
+            assert re.search(r"\"created_at\".*\s+\(200\)", done.stdout)
             assert "revoked_at" in done.stdout
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from flask import current_app
 
 from app import fields
 from app.auth import require, token
-from app.auth.keys import DeviceKey, KeyRefused, device_key
+from app.auth.keys import LONGEST_PEM, DeviceKey, KeyRefused, device_key
 from app.db import db, statement
 from app.openapi import example, refusals
 from app.requests import Blueprint
@@ -24,6 +24,7 @@ blp = Blueprint("devices", __name__, url_prefix="/api/devices", description="Lap
 class PublicKey(ma.fields.Field[DeviceKey]):
     """A device's public key, in PEM."""
 
+    json_schema = {"type": "string", "maxLength": LONGEST_PEM}
     default_error_messages = {"invalid": "Not a valid string."}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> DeviceKey:

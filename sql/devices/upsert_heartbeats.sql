@@ -4,6 +4,7 @@
 --             given. key_thumbprint is the token's, for a device whose row is gone
 --
 -- Returns  a row for each given row: ord, outcome (created | updated | device_revoked), last_heartbeat
+-- Fails    by devices_key_thumbprint_key when a device's row is gone and another device has its key by now
 -- Index    devices_pkey
 -- Locks    the devices' rows, in key order
 -- Load     one call a shared commit, 1 to 1,000 rows; HOT, since no indexed column changes
