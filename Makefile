@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test check format spec clean
+.PHONY: run demo test check format spec bench clean
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -28,6 +28,9 @@ format: .venv/tests
 spec: .venv/service ## write docs/openapi.yaml anew
 	$(BIN)/flask --app wsgi spec
 
+bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk (apt-get install wrk)
+	@exec $(BIN)/python -m tests.bench $(BENCH)
+
 clean:
 	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -43,4 +46,8 @@ clean:
 
 .venv/tests: tests/requirements.txt .venv/service
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@touch $@
+
+.venv/bench: tests/bench/requirements.txt .venv/tests
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/bench/requirements.txt
 	@touch $@
