@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
+from flask.sessions import SecureCookieSession, SessionInterface
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import MapAdapter
 
 from app import logs, openapi, problems
 from app.auth import Auth, token_endpoint
@@ -25,12 +27,31 @@ from config import logging as log_config
 from config import settings as config
 
 
+class NoSessions(SessionInterface):
+    """Clients carry tokens; nobody has a session."""
+
+    _null = SecureCookieSession()
+
+    def open_session(self, app: Flask, request: Any) -> SecureCookieSession:
+        return self._null
+
+    def is_null_session(self, obj: object) -> bool:
+        return True
+
+
 class Watchpost(Flask):
     request_class = Request
+    session_interface = NoSessions()
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # No view is asynchronous; asking each one on every request costs as much as routing.
         return func
+
+    def create_url_adapter(self, request: Any) -> MapAdapter | None:
+        # No route depends on the host, so what a client sends as one need not be looked at.
+        if request is None:
+            return None
+        return self.url_map.bind("watchpost", path_info=request.path, default_method=request.method)
 
 
 def create_app(settings: config.Settings | None = None) -> Watchpost:

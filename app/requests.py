@@ -6,14 +6,14 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flask
 import marshmallow as ma
 from flask_smorest import Blueprint as SmorestBlueprint
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
 from app import problems
@@ -21,7 +21,6 @@ from app import problems
 LARGEST_BODY = 1024 * 1024
 LARGEST_BATCH = 8 * LARGEST_BODY
 DEEPEST = 32
-_INT64 = range(-(2**63), 2**63)
 
 
 class Request(flask.Request):
@@ -42,6 +41,23 @@ class Request(flask.Request):
                 headers={"Accept-Encoding": "gzip"},
             )
         return io.BytesIO(self._inflated(stream))
+
+    def body(self, largest: int) -> bytes:
+        """The body, inflated. Raises RequestEntityTooLarge when it has more bytes than `largest`."""
+        length = self.content_length
+        if length is not None and "HTTP_CONTENT_ENCODING" not in self.environ:
+            if length > largest:
+                raise RequestEntityTooLarge
+            body: bytes = self.environ["wsgi.input"].read(length)
+            if len(body) != length:
+                raise ClientDisconnected
+            return body
+        # One byte more than it may have: without a Content-Length it is cut there, and must not pass for a whole one.
+        self.max_content_length = largest + 1
+        body = self.get_data(cache=False)
+        if len(body) > largest:
+            raise RequestEntityTooLarge
+        return body
 
     def _inflated(self, stream: Any) -> bytes:
         limit = self.max_content_length or LARGEST_BODY
@@ -89,49 +105,61 @@ class FlawedDict(dict[str, Any]):
     message = "An object has the same key twice."
 
 
+class _Found(ValueError):
+    """A flaw was found: the body is parsed once more, to say where."""
+
+
 def parse(body: bytes) -> tuple[Any, bool]:
     """Parse JSON (RFC 8259), as strictly as the contract asks.
 
     Returns what was sent, and whether `flaws` may find something in it: a number that is not finite or beyond 64 bits,
     a key that stands twice, nesting too deep. Raises ValueError for anything that is not JSON in UTF-8.
     """
-    # Without 33 brackets there can't be 33 levels.
-    flawed = body.count(b"{") + body.count(b"[") > DEEPEST
+    text = body.decode("utf-8")
+    try:
+        try:
+            # Without 33 brackets there can't be 33 levels.
+            return _STRICT.decode(text), body.count(b"{") + body.count(b"[") > DEEPEST
+        except _Found:
+            return _TELLING.decode(text), True
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
-    def flaw(message: str) -> Flaw:
-        nonlocal flawed
-        flawed = True
-        return Flaw(message)
 
-    def integer(text: str) -> int | Flaw:
+def _decoder(flaw: Callable[[str], Any]) -> json.JSONDecoder:
+    """A decoder that puts into its result what `flaw` makes of a fault, unless that raises."""
+
+    def integer(text: str) -> Any:
         # 20 characters hold every 64-bit integer; longer ones would be costly to convert.
-        if len(text) <= 20 and (number := int(text)) in _INT64:
+        if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**63:
             return number
         return flaw("An integer is beyond 64 bits.")
 
-    def fraction(text: str) -> float | Flaw:
+    def fraction(text: str) -> Any:
         number = float(text)
         return number if math.isfinite(number) else flaw("A number is too large.")
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal flawed
         object_ = dict(pairs)
         if len(object_) != len(pairs):
-            flawed = True
+            flaw(FlawedDict.message)
             return FlawedDict(object_)
         return object_
 
-    try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=members,
-            parse_int=integer,
-            parse_float=fraction,
-            parse_constant=lambda name: flaw(f"{name} is not JSON."),
-        )
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    return value, flawed
+    return json.JSONDecoder(
+        object_pairs_hook=members,
+        parse_int=integer,
+        parse_float=fraction,
+        parse_constant=lambda name: flaw(f"{name} is not JSON."),
+    )
+
+
+def _found(message: str) -> Any:
+    raise _Found(message)
+
+
+_STRICT = _decoder(_found)
+_TELLING = _decoder(Flaw)
 
 
 def flaws(value: Any, deepest: int = DEEPEST) -> Iterator[str]:
@@ -155,22 +183,18 @@ def read_json(largest: int) -> tuple[Any, bool]:
 
     largest: bytes that it may have, inflated. Raises Problem 400 or 415, RequestEntityTooLarge.
     """
-    request = flask.request
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
-        raise problems.Problem(
-            415,
-            "unsupported-media-type",
-            "Unsupported media type",
-            "Content-Type must be application/json, in UTF-8.",
-        )
-    # One byte more than a body may have: without a Content-Length it is cut there, and must not pass for a whole one.
-    request.max_content_length = largest + 1
-    body = request.get_data(cache=False)
-    if len(body) > largest:
-        raise RequestEntityTooLarge
+    request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    if request.environ.get("CONTENT_TYPE") != "application/json":
+        charset = request.mimetype_params.get("charset", "utf-8").lower()
+        if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
+            raise problems.Problem(
+                415,
+                "unsupported-media-type",
+                "Unsupported media type",
+                "Content-Type must be application/json, in UTF-8.",
+            )
     try:
-        return parse(body)
+        return parse(request.body(largest))
     except ValueError:
         raise problems.invalid({"json": {"_schema": ["Not valid JSON in UTF-8."]}}, "The body is not JSON.") from None
 

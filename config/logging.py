@@ -64,8 +64,6 @@ def config(level: str) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "propagate": True, "handlers": []},
-            # A request has one line, written by the application; the access log would be a second.
-            "gunicorn.access": {"level": "CRITICAL", "propagate": False, "handlers": []},
             "authlib": {"level": "WARNING"},
             "psycopg.pool": {"level": "ERROR"},
             "yoyo": {"level": "WARNING"},

@@ -8,6 +8,7 @@ before it, and without load each row is a set of one. Works alike with threads a
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -88,6 +89,8 @@ class SharedCommit(Generic[Given, Answer]):
         raise QueueFull
 
     def _lead(self, me: _Waiter[Given, Answer]) -> None:
+        # Whoever is ready to run comes first, and may have a row for this set.
+        time.sleep(0)
         with self._lock:
             taken = [self._queue.popleft() for _ in range(min(self._max_rows, len(self._queue)))]
         answers: list[Answer | Exception]
