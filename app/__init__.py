@@ -14,7 +14,6 @@ from typing import Any
 from flask import Flask
 from flask.sessions import SecureCookieSession, SessionInterface
 from flask_cors import CORS
-from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter
 
 from app import logs, openapi, problems
@@ -92,7 +91,4 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
         )
     for command in COMMANDS:
         app.cli.add_command(command)
-    if settings.trusted_proxies:
-        hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     return app

@@ -9,11 +9,13 @@ from typing import Any
 
 import marshmallow as ma
 from flask import Flask, Response, g, json, request
-from werkzeug.exceptions import HTTPException
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+OAUTH_ENDPOINT = "tokens.issue"
 # Errors reported of one body; a list of a thousand wrong items need not come back as a thousand messages.
 MOST_ERRORS = 50
 RETRY_SECONDS = 2
@@ -106,6 +108,8 @@ class ProblemSchema(ma.Schema):
 def init_app(app: Flask) -> None:
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(ParseException, _framing)
+    app.register_error_handler(ClientDisconnected, _incomplete)
     app.register_error_handler(Exception, _fault)
 
 
@@ -119,7 +123,13 @@ def respond(problem: Problem) -> Response:
     }
     if problem.errors:
         body["errors"] = bounded(problem.errors)
-    return Response(json.dumps(body), problem.status, problem.headers, content_type=MEDIA_TYPE)
+    media_type = MEDIA_TYPE
+    if request.endpoint == OAUTH_ENDPOINT and problem.status < 500:
+        # RFC 6749, section 5.2, has members and a media type of its own.
+        body["error"] = "invalid_request"
+        body["error_description"] = body["detail"]
+        media_type = "application/json"
+    return Response(json.dumps(body), problem.status, problem.headers, content_type=media_type)
 
 
 def bounded(errors: Any) -> Any:
@@ -154,6 +164,18 @@ def _http(error: HTTPException) -> Response | HTTPException:
         413: "The body is too large.",
     }.get(status, phrase + ".")
     return respond(Problem(status, phrase.lower().replace(" ", "-"), phrase, detail, headers=headers))
+
+
+def _framing(error: Exception) -> Response:
+    """gunicorn finds out that a body is not framed as its headers say only when it is read."""
+    return respond(invalid({"body": ["Not valid transfer coding."]}, "The body can't be read."))
+
+
+def _incomplete(error: Exception) -> Response:
+    """A body that stopped before its end is a broken connection: the client repeats it, whatever it is."""
+    headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+    detail = "The body stopped before its end. Repeat the request."
+    return respond(Problem(503, "incomplete-body", "Service unavailable", detail, headers=headers))
 
 
 def _fault(error: Exception) -> Response:

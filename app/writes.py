@@ -76,7 +76,9 @@ def _identify(row: Row, id_field: str, time_field: str) -> None:
     if row[time_field] is None:
         row[time_field] = int(time.time() * 1000)
     if row[id_field] is None:
-        row[id_field] = _content_id({name: value for name, value in row.items() if name != "key_thumbprint"})
+        row[id_field] = _content_id(
+            {name: value for name, value in row.items() if value is not None and name != "key_thumbprint"}
+        )
 
 
 def _content_id(content: Row) -> str:

@@ -6,11 +6,13 @@ modules that were imported earlier would keep the blocking ones.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +22,7 @@ from config.settings import load
 settings = load()
 
 bind = settings.bind
-workers = settings.workers or os.cpu_count() or 1
+workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
 worker_class = "config.worker.Worker"
 logger_class = "config.worker.Logger"
 worker_connections = settings.connections
@@ -34,12 +36,19 @@ forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
 
+_in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
 
 
 def on_starting(server: Any) -> None:
     """Have a database with the newest schema and a signing key, or end with a message that says why not."""
-    _end_gracefully_on_interrupt(server)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    if not settings.database_url:
+        # Held by the master and, as its forks, by all workers: the embedded server is in use as long as one lives.
+        folder = Path(settings.data_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        _in_use.append(os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600))
+        fcntl.flock(_in_use[0], fcntl.LOCK_SH)
     keeper = subprocess.Popen(
         [sys.executable, "-m", "app.db.keeper"],
         stdin=subprocess.PIPE,
@@ -72,7 +81,15 @@ def post_worker_init(worker: Any) -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
+def worker_exit(server: Any, worker: Any) -> None:
+    application = getattr(worker, "wsgi", None)
+    if application is not None:
+        application.extensions["db"].close()
+
+
 def on_exit(server: Any) -> None:
+    for lock in _in_use:
+        os.close(lock)
     for keeper in _keepers:
         assert keeper.stdin is not None
         keeper.stdin.close()

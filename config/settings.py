@@ -40,10 +40,7 @@ class Settings:
     access_token_seconds: int = setting(900, "lifetime of a device's access token", "s", 60)
     heartbeat_seconds: int = setting(60, "heartbeat interval that devices are told", "s", 1)
     cors_origins: str = setting("", "origins that browsers may call from, such as `chrome-extension://<id>`", "list")
-    trusted_proxies: int = setting(
-        0, "reverse proxies in front, whose `X-Forwarded-*` headers are believed", "proxies", 0
-    )
-    workers: int = setting(0, "gunicorn worker processes; 0: one for each core", "processes", 0)
+    workers: int = setting(0, "gunicorn worker processes; 0: one for each core, 16 at most", "processes", 0)
     connections: int = setting(256, "requests that one worker handles at a time", "requests", 1)
     graceful_seconds: int = setting(30, "time that running requests get to finish at a stop", "s", 1)
     pool_size: int = setting(8, "database connections of one worker", "connections", 1)
@@ -82,13 +79,21 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     if not settings.issuer:
         settings = dataclasses.replace(settings, issuer="http://" + settings.bind)
     settings = dataclasses.replace(settings, issuer=settings.issuer.rstrip("/"))
-    if urlsplit(settings.issuer).scheme not in ("http", "https") or not urlsplit(settings.issuer).netloc:
+    if not _is_address(settings.issuer):
         raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
     if settings.database_url and urlsplit(settings.database_url).scheme not in ("postgresql", "postgres"):
         raise SettingError("WATCHPOST_DATABASE_URL must be a postgresql:// URL.")
     if settings.log_level not in LOG_LEVELS:
         raise SettingError(f"WATCHPOST_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
     return settings
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _parse(field: dataclasses.Field[Any], text: str) -> Any:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import http
+import json
+import logging
+import uuid
 from typing import Any
 
 from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.http import errors
 from gunicorn.workers.ggevent import GeventWorker
+
+log = logging.getLogger("watchpost.worker")
+
+REFUSED = {
+    errors.LimitRequestLine: 414,
+    errors.LimitRequestHeaders: 431,
+    errors.ExpectationFailed: 417,
+    errors.UnsupportedTransferCoding: 501,
+    errors.ParseException: 400,
+}
 
 
 class Worker(GeventWorker):
@@ -15,6 +31,28 @@ class Worker(GeventWorker):
         # Half-sent requests would otherwise be waited for, and hold their connections, for ever.
         client.settimeout(self.cfg.keepalive)
         super(GeventWorker, self).handle(listener, client, addr)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Refuse what is not HTTP. gunicorn's own way quotes it in the log and answers in HTML."""
+        status = next((status for kind, status in REFUSED.items() if isinstance(exc, kind)), 500)
+        request_id = str(uuid.uuid4())
+        fields = {"request_id": request_id, "status": status, "error": type(exc).__name__}
+        log.log(logging.WARNING if status < 500 else logging.ERROR, "not a request", extra={"fields": fields})
+        phrase = http.HTTPStatus(status).phrase
+        problem = {
+            "type": "urn:watchpost:problem:" + phrase.lower().replace(" ", "-"),
+            "title": phrase,
+            "status": status,
+            "detail": "The request can't be read." if status < 500 else "The fault is ours.",
+            "request_id": request_id,
+        }
+        body = json.dumps(problem).encode()
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+            f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            client.sendall(head.encode() + body)
 
 
 class Logger(GunicornLogger):

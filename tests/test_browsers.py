@@ -483,3 +483,19 @@ def test_a_refused_device_costs_the_others_nothing(app, register, access, operat
     requests = [claim(app, route, agent, access(agent), f"of-{agent.device_id}") for agent in agents]
     operate("device", "revoke", agents[4].device_id)
     assert [answer.status_code for answer in at_once(requests)] == [201] * 4 + [403] + [201] * 4
+
+
+def test_hundreds_of_devices_that_claim_one_instance_are_answered_in_one_go(app, register, access, rows):
+    """Laptops cloned from one image: the owner is stored, everybody else is told, in a handful of statements."""
+    from app.resources.browsers import BROWSER_HEARTBEAT
+
+    rows(
+        "INSERT INTO devices (device_id, key_thumbprint) SELECT 'clone-' || n, 'key-' || n"
+        " FROM generate_series(1, 400) AS n"
+    )
+    claims = [{"instance_id": "shared", "device_id": f"clone-{n}"} for n in range(1, 401)]
+    with app.app_context():
+        stored = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims)])[0]
+        again = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims[::-1])])[0]
+    assert [row["outcome"] for row in stored] == ["created"] + ["instance_conflict"] * 399
+    assert [row["outcome"] for row in again] == ["instance_conflict"] * 399 + ["updated"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -255,3 +256,106 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.issuer == "http://127.0.0.1:8000"
     assert settings.data_dir == ".data"
     assert settings.access_token_seconds == 900
+
+
+def raw(service: Service, request: bytes, half_close: bool = False) -> bytes:
+    """Send bytes as they are and return all that comes back."""
+    host, port = service.bind.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+        return answer
+
+
+FORM = b"POST /api/auth/token HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+URLENCODED = b"Content-Type: application/x-www-form-urlencoded\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nAuthorization Bearer MARKED-SECRET\r\n\r\n", b"400"),
+        (b'{"prompt": "MARKED-SECRET"}\r\n\r\n', b"400"),
+        (FORM + b"Expect: MARKED-SECRET\r\n\r\n", b"417"),
+        (FORM + b"Transfer-Encoding: MARKED-SECRET\r\n\r\n", b"501"),
+        (FORM + b"X-Long: " + b"MARKED-SECRET" * 2000 + b"\r\n\r\n", b"431"),
+        (FORM + URLENCODED + b"Transfer-Encoding: chunked\r\n\r\nMARKED-SECRET\r\nabc\r\n0\r\n\r\n", b"400"),
+        (FORM + URLENCODED + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n0\r\n\r\n", b"400"),
+    ],
+    ids=["header", "request line", "expect", "transfer coding", "long header", "chunk size", "negative chunk"],
+)
+def test_what_is_not_http_is_refused_without_a_word_of_it(
+    folder: Path, database_url: str, request_bytes: bytes, status: bytes
+) -> None:
+    with serving(folder, database_url=database_url) as service:
+        answer = raw(service, request_bytes)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert b"request_id" in answer
+        assert b"X-Request-ID: " in answer
+        assert b"MARKED-SECRET" not in answer
+        assert service.get("/livez").status == 200
+    log = service.log.read_text()
+    assert "MARKED-SECRET" not in log
+    assert '"status": 500' not in log
+
+
+def test_a_body_that_stops_before_its_end_is_not_taken_and_may_be_repeated(folder: Path, database_url: str) -> None:
+    with serving(folder, database_url=database_url) as service:
+        agent, token = registered(service)
+        body = json.dumps(prompt(agent)).encode()
+        head = f"POST /api/prompt HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body) + 50}\r\n\r\n"
+        answer = raw(service, head.encode() + body, half_close=True)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After: " in answer
+        assert service.post("/api/prompt", body, token).status == 201
+
+
+def test_a_stop_leaves_nothing_but_json_lines_in_the_log(folder: Path, database_url: str) -> None:
+    with serving(folder, database_url=database_url) as service:
+        registered(service)
+    for line in service.log.read_text().splitlines():
+        assert isinstance(json.loads(line), dict)
+
+
+def test_a_database_server_that_dies_is_started_again(folder: Path) -> None:
+    with serving(folder) as service:
+        agent, token = registered(service)
+        body = prompt(agent)
+        assert service.post("/api/prompt", body, token).status == 201
+        for server in servers_of(folder):
+            server.kill()
+        wait_for(lambda: service.get("/readyz").status == 200)
+        assert service.post("/api/prompt", body, token).status == 200
+
+
+def test_a_command_never_stops_the_database_of_a_service_without_its_keeper(folder: Path) -> None:
+    with serving(folder) as service:
+        agent, token = registered(service)
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            mine = (process.info["environ"] or {}).get("WATCHPOST_DATA_DIR") == str(folder / "data")
+            if mine and "app.db.keeper" in (process.info["cmdline"] or []):
+                process.kill()
+        service.flask("device", "list")
+        assert service.post("/api/prompt", prompt(agent), token).status == 201
+
+
+def test_the_folder_of_the_socket_is_not_taken_from_somebody_else(tmp_path: Path) -> None:
+    data = tmp_path / ("long" * 30)
+    folder = embedded._socket_folder(embedded._cluster(str(data)))
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    try:
+        with pytest.raises(embedded.EmbeddedError, match="only the server's user"), embedded.running(str(data)):
+            pass
+    finally:
+        folder.rmdir()
+
+
+def test_paths_with_quotes_commas_and_spaces_are_fine(folder: Path) -> None:
+    with embedded.running(str(folder / "it's, a folder")) as url, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)

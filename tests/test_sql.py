@@ -43,6 +43,7 @@ PARAMETERS: dict[str, Any] = {
     "device_id": "device-500",
     "enrollment_id": ROW["enrollment_id"],
     "jti": "jti",
+    "use_id": ROW["enrollment_id"],
     "expires_at": time.time() + 60,
     "label": "label",
     "max_uses": 1,
@@ -64,8 +65,9 @@ FROM generate_series(1, 20000) AS n;
 INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity)
 SELECT 1700000000000 + n, 'device-' || n, gen_random_uuid(), 'tamper_detected', 'low'
 FROM generate_series(1, 20000) AS n;
-INSERT INTO client_assertions (device_id, jti, expires_at)
-SELECT 'device-' || n, 'jti-' || n, now() + n * interval '1 second' FROM generate_series(1, 20000) AS n;
+INSERT INTO client_assertions (device_id, jti, use_id, expires_at)
+SELECT 'device-' || n, 'jti-' || n, gen_random_uuid(), now() + n * interval '1 second'
+FROM generate_series(1, 20000) AS n;
 INSERT INTO enrollments (enrollment_id, label, max_uses, expires_at)
 SELECT gen_random_uuid(), 'label', 1000000, now() + interval '1 day' FROM generate_series(1, 2000);
 """

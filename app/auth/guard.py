@@ -82,16 +82,17 @@ class Auth:
         if version != self._remembered_keys:
             self._remembered, self._remembered_keys = {}, version
         digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        token = self._remembered.get(digest)
+        # This memory, whatever becomes of the keys while the token is verified.
+        remembered = self._remembered
+        token = remembered.get(digest)
         if token is None:
             token = self._verify(text, now)
-            remembered = self._remembered
             while len(remembered) >= max(1, self.settings.token_cache):
                 remembered.pop(next(iter(remembered)), None)
             if self.settings.token_cache:
                 remembered[digest] = token
         elif token.expires_at <= now - jws.LEEWAY_SECONDS:
-            self._remembered.pop(digest, None)
+            remembered.pop(digest, None)
             raise jws.TokenRefused("The token has expired.")
         return token
 

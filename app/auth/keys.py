@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from joserfc.jwk import ECKey, Key, KeySet, OKPKey, RSAKey
 # One algorithm for each key type: what a token says of itself never chooses.
 SIGNING_ALGORITHM = "ES256"
 LONGEST_PEM = 2000
+_PEM = re.compile(r"\s*-----BEGIN (RSA )?PUBLIC KEY-----[A-Za-z0-9+/=\s]+-----END (RSA )?PUBLIC KEY-----\s*", re.ASCII)
 
 # Encodings of the points of small order on Curve25519's Edwards form, sign bit cleared: for such a "key" anyone can
 # make signatures (Chalkias et al., "Taming the many EdDSAs", table 6b).
@@ -64,10 +66,10 @@ def device_key(text: str) -> DeviceKey:
 
     Raises KeyRefused for everything else, a private key and a certificate included.
     """
-    if len(text) > LONGEST_PEM or not text.isascii() or text.count("-----BEGIN") != 1:
-        raise KeyRefused("Must be one public key in PEM.")
     if "PRIVATE" in text:
         raise KeyRefused("Must be a public key. Never send a private key.")
+    if len(text) > LONGEST_PEM or not _PEM.fullmatch(text):
+        raise KeyRefused("Must be one public key in PEM.")
     try:
         key = load_pem_public_key(text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -173,20 +175,28 @@ class SigningKeys:
             with contextlib.suppress(FileNotFoundError):
                 keys = json.loads(self.path.read_bytes())["keys"]
             keys = change(keys)
-            fresh = self.path.with_suffix(".new")
+            fresh = self.path.with_name(self.path.name + ".new")
             fresh.unlink(missing_ok=True)
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump({"keys": keys}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
+                if os.geteuid() == 0:
+                    # Root rotates the keys of a service that runs as somebody else.
+                    owner = os.stat(self.path if self.path.exists() else self.path.parent)
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             fresh.replace(self.path)
             return keys
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with open(self.path.with_suffix(".lock"), "a") as lock:
+        # The folder itself is the lock: a file would have to be somebody's.
+        lock = os.open(self.path.parent, os.O_RDONLY)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
 
 def _new_key() -> dict[str, Any]:

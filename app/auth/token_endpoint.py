@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
@@ -22,6 +23,7 @@ from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
 from flask import Flask, Response, current_app, g, json
 from flask import request as flask_request
 from joserfc.jwk import KeySet
+from werkzeug.datastructures import MultiDict
 
 from app import scopes
 from app.auth import jws
@@ -33,6 +35,8 @@ SELECT_KEY = statement("devices/select_key")
 USE_ASSERTION = statement("auth/use_assertion")
 
 LONGEST_ASSERTION_SECONDS = 300
+LARGEST_FORM = 32 * 1024
+FORM = "application/x-www-form-urlencoded"
 FAILED = "Client authentication failed."
 
 
@@ -115,6 +119,9 @@ class ClientAssertion(JWTBearerClientAssertion):
         for name in ("iss", "sub", "jti"):
             if not jws.is_name(claims.get(name)):
                 raise jws.TokenRefused(f"Claim {name} must be a string of 1 to 256 characters.")
+        # RFC 7521, section 4.2: a client_id beside the assertion must be the same client's.
+        if flask_request.form.get("client_id", claims["sub"]) != claims["sub"]:
+            raise jws.TokenRefused("The client_id is not the assertion's.")
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if not all(isinstance(value, str) for value in audiences):
@@ -125,7 +132,8 @@ class ClientAssertion(JWTBearerClientAssertion):
 
     def validate_jti(self, claims: dict[str, Any], jti: str) -> bool:
         expires_at = claims["exp"] + jws.LEEWAY_SECONDS
-        return bool(db.run(USE_ASSERTION, device_id=claims["sub"], jti=jti, expires_at=expires_at))
+        use = {"device_id": claims["sub"], "jti": jti, "use_id": uuid.uuid4(), "expires_at": expires_at}
+        return bool(db.run(USE_ASSERTION, **use))
 
     def authenticate_client(self, client: DeviceClient) -> DeviceClient:
         if client.revoked:
@@ -183,9 +191,11 @@ class TokenEndpoint(AuthorizationServer):
         return _TokenRequest()
 
     def create_token_response(self, request: Any = None) -> Response:
-        form = flask_request.form
-        error = None
-        if not form.get("grant_type"):
+        error: OAuth2Error | None = None
+        form = flask_request.form if flask_request.mimetype == FORM else MultiDict()
+        if flask_request.mimetype != FORM:
+            error = InvalidRequestError(description=f"Content-Type must be {FORM}.")
+        elif not form.get("grant_type"):
             error = InvalidRequestError(description="The form lacks grant_type.")
         elif any(len(form.getlist(name)) > 1 for name in form):
             error = InvalidRequestError(description="A parameter stands twice.")
@@ -221,6 +231,8 @@ class TokenEndpoint(AuthorizationServer):
 
 
 def respond() -> Response:
+    # Far more than an assertion needs, and little enough for strangers to make us parse.
+    flask_request.max_content_length = flask_request.max_form_memory_size = LARGEST_FORM
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
     return endpoint.create_token_response()
 

@@ -34,15 +34,17 @@ T = TypeVar("T")
 
 # The server ends, starts or lost the connection, or turned read-only because another took over: worth the same
 # statement again on another connection, since every statement is idempotent.
-GONE = {"57P01", "57P02", "57P03", "08000", "08003", "08006", "25006"}
+GONE = {"57P01", "57P02", "57P03", "25006"}
 # Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
 RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, or too slow.
 BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"}
+# Its schema is older than this code: migrations are pending.
+BEHIND = {"42P01", "42703"}
 
-# How often a race may be lost, and how often a pass may decide nothing since others changed what it looks at meanwhile.
+# How often a race may be lost, and how many passes a set may take while others change what it looks at.
 MOST_RACES = 4
-MOST_FRUITLESS = 4
+MOST_PASSES = 8
 
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -140,24 +142,20 @@ class Database:
             return problem
 
     def _outcomes(self, connection: Connection, write: Write, rows: list[Row]) -> list[Row]:
-        """Run the statement of a kind, and for rows that it can't decide on, its second statement."""
+        """Run the statement of a kind; ask its second statement about rows without an outcome; and so on in turns.
+
+        A row that the second can't explain either has changed meanwhile: the first may take it now.
+        """
         answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
         asked: Sequence[int] = range(len(rows))
-        statement = write.statement
-        fruitless = 0
-        while asked:
+        for number in range(MOST_PASSES):
             text = dumps([{"ord": ord, **rows[ord]} for ord in asked])
-            undecided = []
-            for found in self._execute(connection, statement, {"rows": text}):
-                ord = found.pop("ord")
-                answers[ord].update(found)
-                if found["outcome"] is None:
-                    undecided.append(ord)
-            fruitless += statement is write.again and len(undecided) == len(asked)
-            if fruitless > MOST_FRUITLESS:
-                raise problems.unavailable()
-            asked, statement = undecided, write.again
-        return answers
+            for found in self._execute(connection, write.again if number % 2 else write.statement, {"rows": text}):
+                answers[found.pop("ord")].update(found)
+            asked = [ord for ord in asked if answers[ord]["outcome"] is None]
+            if not asked:
+                return answers
+        raise problems.unavailable()
 
     def _execute(self, connection: Connection, statement: Statement, parameters: Row) -> list[Row]:
         cursor = connection.execute(statement.text, parameters, prepare=self.settings.prepare_statements)
@@ -219,20 +217,22 @@ class Database:
 
 def _is_gone(error: psycopg.Error) -> bool:
     """Whether this connection is of no use any more, and another may be."""
-    broken = error.sqlstate is None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    return broken or error.sqlstate in GONE
+    if error.sqlstate is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    # Class 08 is about connections; a pooler in between reports its own failures so.
+    return error.sqlstate in GONE or error.sqlstate.startswith("08")
 
 
 def _problem(error: psycopg.Error) -> problems.Problem:
     outcome = problems.CONSTRAINTS.get(error.diag.constraint_name or "")
     if outcome is not None:
         return problems.refused(outcome)
-    if _is_gone(error) or error.sqlstate in BUSY | RACES:
+    if _is_gone(error) or error.sqlstate in BUSY | RACES | BEHIND:
         return problems.unavailable()
     return problems.internal()
 
 
-def wait_until_up(settings: Settings, seconds: float = 30) -> None:
+def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:
     """Return when the database accepts connections. Raises psycopg.OperationalError when it did not in time."""
     deadline = time.monotonic() + seconds
     while True:
@@ -240,7 +240,7 @@ def wait_until_up(settings: Settings, seconds: float = 30) -> None:
             psycopg.connect(database_url(settings), connect_timeout=3).close()
             return
         except psycopg.OperationalError:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or is_given_up():
                 raise
             log.warning("waiting for the database")
             time.sleep(1)

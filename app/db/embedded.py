@@ -12,20 +12,30 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import psycopg
 
+log = logging.getLogger(__name__)
+
 DATABASE = "watchpost"
+LOCK = "postgres.lock"
+# Recovery after a crash takes as long as there is WAL to read.
+START_SECONDS = 600
 # unix(7): longer paths of sockets don't fit.
 LONGEST_SOCKET_PATH = 107
 CONFIGURATION = """
@@ -48,10 +58,10 @@ class EmbeddedError(RuntimeError):
 
 
 def explain(error: Exception) -> str:
-    """What went wrong, for a log: an EmbeddedError's own words, of others only the type and the SQLSTATE."""
-    if isinstance(error, EmbeddedError):
-        return str(error)
-    return f"{type(error).__name__} {getattr(error, 'sqlstate', None) or ''}".strip()
+    """What went wrong at a start, for a log. Nothing is stored then, so that no message quotes a row."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}"
+    return f"{type(error).__name__}: {error}".strip()
 
 
 def url(data_dir: str) -> str:
@@ -68,7 +78,7 @@ def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
     """
     cluster = _cluster(data_dir)
     cluster.parent.mkdir(parents=True, exist_ok=True)
-    with open(cluster.parent / "postgres.lock", "a") as in_use:
+    with _lock_file(cluster.parent / LOCK) as in_use:
         with _one_at_a_time(cluster):
             fcntl.flock(in_use, fcntl.LOCK_SH)
             _start(cluster, extra_configuration)
@@ -77,7 +87,16 @@ def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
         finally:
             with _one_at_a_time(cluster), suppress(BlockingIOError):
                 fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+                if _is_up(cluster):
+                    _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+
+
+def ensure_up(data_dir: str) -> None:
+    """Start the server again if it died. Raises EmbeddedError."""
+    cluster = _cluster(data_dir)
+    if not _is_up(cluster):
+        with _one_at_a_time(cluster):
+            _start(cluster, "")
 
 
 def programs() -> Path:
@@ -95,7 +114,8 @@ def _cluster(data_dir: str) -> Path:
 
 
 def _socket_folder(cluster: Path) -> Path:
-    if len(str(cluster / ".s.PGSQL.5432")) <= LONGEST_SOCKET_PATH:
+    # libpq takes a comma for the end of one host and the beginning of the next.
+    if len(str(cluster / ".s.PGSQL.5432")) <= LONGEST_SOCKET_PATH and "," not in str(cluster):
         return cluster
     digest = hashlib.sha256(str(cluster).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"watchpost-{os.getuid()}-{digest}"
@@ -103,9 +123,13 @@ def _socket_folder(cluster: Path) -> Path:
 
 @contextmanager
 def _one_at_a_time(cluster: Path) -> Iterator[None]:
-    with open(cluster.parent / "postgres.starting", "a") as lock:
+    with _lock_file(cluster.parent / "postgres.starting") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _lock_file(path: Path) -> IO[str]:
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
 
 
 def _start(cluster: Path, extra_configuration: str) -> None:
@@ -126,15 +150,47 @@ def _start(cluster: Path, extra_configuration: str) -> None:
         if cluster.exists():
             cluster.rmdir()
         fresh.rename(cluster)
-    if not _is_up(cluster):
-        (cluster / "postmaster.pid").unlink(missing_ok=True)
-        sockets = f"unix_socket_directories = '{_socket_folder(cluster)}'\n"
-        (cluster / "watchpost.conf").write_text(CONFIGURATION + sockets + extra_configuration)
-        (cluster / "watchpost.conf").chmod(0o644)
-        _run("pg_ctl", "start", "--wait", "--timeout=600", "-D", str(cluster), "-l", str(cluster / "server.log"))
-    with psycopg.connect(url(str(cluster.parent)), dbname="postgres", autocommit=True) as connection:
+    sockets = "'" + str(_socket_folder(cluster)).replace("'", "''") + "'"
+    (cluster / "watchpost.conf").write_text(
+        f"{CONFIGURATION}unix_socket_directories = {sockets}\n{extra_configuration}"
+    )
+    (cluster / "watchpost.conf").chmod(0o644)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if not _is_up(cluster):
+                _clear_away(cluster)
+                _run(
+                    "pg_ctl", "start", "--wait", "--timeout=600", "-D", str(cluster), "-l", str(cluster / "server.log")
+                )
+            # It may be up, and yet recover from a crash or shut down.
+            _create_database(url(str(cluster.parent)))
+            return
+        except (EmbeddedError, psycopg.OperationalError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _create_database(database: str) -> None:
+    with psycopg.connect(database, dbname="postgres", autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+def _clear_away(cluster: Path) -> None:
+    """End what a killed server left running, and only then forget its number."""
+    import psutil
+
+    left = []
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.Error):
+            if process.info["name"] == "postgres" and Path(process.cwd()) == cluster:
+                process.send_signal(signal.SIGQUIT)
+                left.append(process)
+    if psutil.wait_procs(left, timeout=10)[1]:
+        raise EmbeddedError("processes of a killed server are still there")
+    (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _is_up(cluster: Path) -> bool:
@@ -143,7 +199,8 @@ def _is_up(cluster: Path) -> bool:
 
     try:
         process = psutil.Process(int((cluster / "postmaster.pid").read_text().split("\n", 1)[0]))
-        return process.name() == "postgres" and Path(process.cwd()) == cluster
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and process.name() == "postgres" and Path(process.cwd()) == cluster
     except (OSError, ValueError, psutil.Error):
         return False
 
@@ -159,11 +216,15 @@ def _user() -> str | None:
 
 
 def _own_folder(folder: Path) -> None:
-    if not folder.exists():
+    """Have a folder that is the server's alone. Raises EmbeddedError when somebody else has put one in its place."""
+    user = _user()
+    uid = pwd.getpwnam(user).pw_uid if user else os.geteuid()
+    with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-        user = _user()
-        if user is not None:
-            os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+        os.chown(folder, uid, pwd.getpwnam(user).pw_gid if user else -1)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
+        raise EmbeddedError(f"{folder} must be a folder that only the server's user may enter")
 
 
 def _open_to_others(folder: Path) -> None:
@@ -179,6 +240,7 @@ def _open_path_to(place: Path) -> None:
     for folder in place.parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:
+            log.warning("opened a folder to the server's user", extra={"fields": {"folder": str(folder)}})
             folder.chmod(mode | 0o001)
 
 

@@ -1,15 +1,16 @@
 """A process that keeps ready what the service needs, for as long as its standard input is open.
 
 gunicorn's master starts it before the first worker. It has the embedded PostgreSQL run (unless WATCHPOST_DATABASE_URL
-names another), applies pending migrations, makes a signing key if there is none, and says so with one line. Master and
-workers hold the other end of its standard input: when the last of them is gone, however it ended, the embedded server
-is stopped.
+names another), applies pending migrations, makes a signing key if there is none, and says so with one line. A server
+that dies is started again. Master and workers hold the other end of its standard input: when the last of them is gone,
+however it ended, the embedded server is stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging.config
+import select
 import signal
 import sys
 
@@ -34,7 +35,7 @@ def main() -> int:
             logging.config.dictConfig(config(settings.log_level))
             if not settings.database_url:
                 stack.enter_context(embedded.running(settings.data_dir))
-            wait_until_up(settings)
+            wait_until_up(settings, lambda: _is_over(0))
             for name in migrations.apply(database_url(settings)):
                 log.info("applied migration", extra={"fields": {"migration": name}})
             SigningKeys(settings.signing_keys_path).ensure()
@@ -47,8 +48,18 @@ def main() -> int:
         # The master may have been stopped meanwhile.
         with contextlib.suppress(BrokenPipeError):
             print(READY, flush=True)  # noqa: T201
-        sys.stdin.read()
+        while not _is_over(2):
+            if not settings.database_url:
+                try:
+                    embedded.ensure_up(settings.data_dir)
+                except Exception as error:
+                    log.error("the database does not start: %s", embedded.explain(error))
     return 0
+
+
+def _is_over(seconds: float) -> bool:
+    """Whether master and workers are gone; waits so long for it."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 if __name__ == "__main__":

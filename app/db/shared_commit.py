@@ -68,10 +68,15 @@ class SharedCommit(Generic[Given, Answer]):
             self._queue.append(me)
             if not self._led:
                 self._led = me.leads = True
-        if not me.leads:
-            self._wait(me)
-        if me.leads:
-            self._lead(me)
+        try:
+            if not me.leads:
+                self._wait(me)
+            if me.leads:
+                self._lead(me)
+        except BaseException:
+            # Also when a greenlet is killed: nobody may go on waiting for it to lead.
+            self._leave(me)
+            raise
         if isinstance(me.answer, Exception):
             raise me.answer
         assert me.answer is not None
@@ -87,6 +92,23 @@ class SharedCommit(Generic[Given, Answer]):
             if me in self._queue:
                 self._queue.remove(me)
         raise QueueFull
+
+    def _leave(self, me: _Waiter[Given, Answer]) -> None:
+        with self._lock:
+            if me in self._queue:
+                self._queue.remove(me)
+            if me.leads:
+                me.leads = False
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Let the first who waits lead; called with the lock held."""
+        if self._queue:
+            heir = self._queue[0]
+            heir.leads = True
+            heir.woken.release()
+        else:
+            self._led = False
 
     def _lead(self, me: _Waiter[Given, Answer]) -> None:
         # Whoever is ready to run comes first, and may have a row for this set.
@@ -104,12 +126,8 @@ class SharedCommit(Generic[Given, Answer]):
             with self._lock:
                 for waiter, answer in zip(taken, answers, strict=True):
                     waiter.answer = answer
-                if self._queue:
-                    heir = self._queue[0]
-                    heir.leads = True
-                    heir.woken.release()
-                else:
-                    self._led = False
+                me.leads = False
+                self._pass_on()
             for waiter in taken:
                 if waiter is not me:
                     waiter.woken.release()

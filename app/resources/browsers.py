@@ -38,6 +38,7 @@ class BrowserHeartbeatRequest(RegisterBrowserRequest):
 class RegisterBrowserResponse(ma.Schema):
     instance_id = ma.fields.String(required=True)
     device_id = ma.fields.String(required=True)
+    discovered_at = ma.fields.Integer(allow_none=True)
     created_at = fields.Time(required=True)
     last_seen = fields.Time(allow_none=True)
 
@@ -50,23 +51,22 @@ class BrowserHeartbeatResponse(ma.Schema):
     heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
 
 
-UPSERT_INSTANCES = statement("browsers/upsert_instances")
-UPSERT_HEARTBEATS = statement("browsers/upsert_heartbeats")
+SELECT_OWNERS = statement("browsers/select_owners")
 
 BROWSER_REGISTER = Write(
     "browser_register",
     scope="browsers:write",
     schema=RegisterBrowserRequest(),
-    statement=UPSERT_INSTANCES,
-    again=UPSERT_INSTANCES,
+    statement=statement("browsers/upsert_instances"),
+    again=SELECT_OWNERS,
     id="instance_id",
 )
 BROWSER_HEARTBEAT = Write(
     "browser_heartbeat",
     scope="browsers:write",
     schema=BrowserHeartbeatRequest(),
-    statement=UPSERT_HEARTBEATS,
-    again=UPSERT_HEARTBEATS,
+    statement=statement("browsers/upsert_heartbeats"),
+    again=SELECT_OWNERS,
     id="instance_id",
 )
 

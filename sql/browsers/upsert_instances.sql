@@ -3,9 +3,9 @@
 -- rows  json  array of objects; fields and types are those of `given`; ord counts from 0; a field that is null was not
 --             given
 --
--- Returns  a row for each given row whose device is known: ord, created_at, last_seen,
+-- Returns  a row for each given row whose device is known: ord, discovered_at, created_at, last_seen,
 --          outcome (created | updated | device_revoked | instance_conflict: it belongs to another device |
---          null: another device in the set claims the same instance and went first; ask again)
+--          null: another device in the set claims the same instance and was refused; select_owners tells)
 -- Index    devices_pkey, browser_instances_pkey
 -- Locks    the instances' rows, in key order
 -- Load     one call a shared commit, 1 to 1,000 rows
@@ -69,20 +69,21 @@ stored AS (
         discovered_at = coalesce(excluded.discovered_at, b.discovered_at)
     WHERE b.device_id = excluded.device_id
     -- xmax is 0 in a row that was inserted and never locked.
-    RETURNING b.instance_id, b.created_at, b.last_seen, b.xmax = 0 AS inserted
+    RETURNING b.instance_id, b.discovered_at, b.created_at, b.last_seen, b.xmax = 0 AS inserted
 )
 
 SELECT
     known.ord,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
-        WHEN merged.turn > 1 THEN NULL
-        WHEN stored.instance_id IS NULL THEN 'instance_conflict'
+        WHEN merged.turn > 1 AND stored.instance_id IS NULL THEN NULL
+        WHEN merged.turn > 1 OR stored.instance_id IS NULL THEN 'instance_conflict'
         WHEN stored.inserted AND known.ord = merged.ord THEN 'created'
         ELSE 'updated'
     END AS outcome,
+    stored.discovered_at,
     stored.created_at,
     stored.last_seen
 FROM known
 LEFT JOIN merged ON known.instance_id = merged.instance_id AND known.device_id = merged.device_id
-LEFT JOIN stored ON merged.instance_id = stored.instance_id AND merged.turn = 1;
+LEFT JOIN stored ON merged.instance_id = stored.instance_id;

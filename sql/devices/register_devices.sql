@@ -38,7 +38,10 @@ judged AS (
         enrollment.uses_left,
         -- Others registered while this waited for the lock, and may have been these very devices.
         enrollment.uses != enrollment_before.uses AS is_stale,
-        coalesce(same_device.device_id, same_key.device_id) AS existing_device_id,
+        CASE
+            WHEN same_device.key_thumbprint != given.key_thumbprint THEN same_device.device_id
+            ELSE same_key.device_id
+        END AS existing_device_id,
         CASE
             WHEN enrollment.enrollment_id IS NULL THEN 'enrollment_unknown'
             WHEN enrollment.revoked_at IS NOT NULL THEN 'enrollment_revoked'
@@ -99,6 +102,16 @@ stored AS (
     RETURNING d.device_id, d.registered_at, d.xmax = 0 AS inserted
 ),
 
+-- Uses that were meant for devices which another session registered meanwhile.
+vacant AS (
+    SELECT DISTINCT queued.enrollment_id
+    FROM queued
+    LEFT JOIN stored ON queued.device_id = stored.device_id
+    WHERE
+        queued.turn = 1 AND queued.verdict = 'new' AND queued.place <= queued.uses_left
+        AND stored.inserted IS DISTINCT FROM TRUE
+),
+
 spent AS (
     UPDATE enrollments
     SET uses = enrollments.uses + taken.uses
@@ -139,13 +152,14 @@ SELECT
     queued.ord,
     CASE
         WHEN queued.verdict NOT IN ('known', 'new') THEN queued.verdict
-        WHEN queued.turn > 1 THEN NULL
+        WHEN queued.turn > 1 AND queued.verdict = 'new' THEN NULL
         WHEN queued.verdict = 'new' AND queued.place > queued.uses_left
-            THEN CASE WHEN queued.is_stale THEN NULL ELSE 'enrollment_used_up' END
+            THEN CASE WHEN queued.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
         WHEN stored.device_id IS NULL THEN NULL
         WHEN stored.inserted THEN 'created'
         ELSE 'updated'
     END AS outcome,
     stored.registered_at
 FROM queued
-LEFT JOIN stored ON queued.device_id = stored.device_id;
+LEFT JOIN stored ON queued.device_id = stored.device_id
+LEFT JOIN vacant ON queued.enrollment_id = vacant.enrollment_id;
