@@ -23,6 +23,8 @@ settings = load()
 
 bind = settings.bind
 workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
+# gevent: with 16 connections it did 1.6 times the prompts of gthread with 16 threads, for 0.7 times the CPU of each, in
+# one run on two cores.
 worker_class = "config.worker.Worker"
 logger_class = "config.worker.Logger"
 worker_connections = settings.connections
