@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +25,8 @@ settings = load()
 
 bind = settings.bind
 workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
+# gevent: with 16 connections it did 1.6 times the prompts of gthread with 16 threads, for 0.7 times the CPU of each, in
+# one run on two cores.
 worker_class = "config.worker.Worker"
 logger_class = "config.worker.Logger"
 worker_connections = settings.connections
@@ -35,6 +39,10 @@ limit_request_field_size = 16384
 forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
+
+# Where the workers count for /metrics; new with every master.
+_metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
 
 _in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
@@ -59,6 +67,7 @@ def on_starting(server: Any) -> None:
     _keepers.append(keeper)
     assert keeper.stdout is not None
     if keeper.stdout.readline().strip() != "ready":
+        shutil.rmtree(_metrics, ignore_errors=True)
         sys.exit(keeper.wait() or 3)
 
 
@@ -88,6 +97,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
+    shutil.rmtree(_metrics, ignore_errors=True)
     for lock in _in_use:
         os.close(lock)
     for keeper in _keepers:
