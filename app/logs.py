@@ -9,8 +9,11 @@ import uuid
 
 from flask import Flask, Response, g, request
 
+from app import metrics
+
 log = logging.getLogger("watchpost.request")
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -29,16 +32,20 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     context = g._get_current_object()
     response.headers["X-Request-ID"] = context.request_id
+    asked = request._get_current_object()  # type: ignore[attr-defined]
+    # The rule, not the path: what somebody asks for may be anything. Nor any method that isn't one.
+    route = asked.url_rule.rule if asked.url_rule else None
+    method = asked.method if asked.method in METHODS else "other"
+    seconds = time.perf_counter() - context.began
+    metrics.answered(route, method, response.status_code, seconds)
     if log.isEnabledFor(logging.INFO):
-        asked = request._get_current_object()  # type: ignore[attr-defined]
         token = context.get("token")
         fields = {
             "request_id": context.request_id,
-            "method": asked.method if asked.method.isalpha() else "?",
-            # The rule, not the path: what somebody asks for may be anything.
-            "route": asked.url_rule.rule if asked.url_rule else None,
+            "method": method,
+            "route": route,
             "status": response.status_code,
-            "ms": round((time.perf_counter() - context.began) * 1000, 2),
+            "ms": round(seconds * 1000, 2),
             "device_id": token.subject if token else None,
         }
         log.info("request", extra={"fields": fields})

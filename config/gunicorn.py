@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +40,10 @@ forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
 
+# Where the workers count for /metrics; new with every master.
+_metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
+
 _in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
 
@@ -61,6 +67,7 @@ def on_starting(server: Any) -> None:
     _keepers.append(keeper)
     assert keeper.stdout is not None
     if keeper.stdout.readline().strip() != "ready":
+        shutil.rmtree(_metrics, ignore_errors=True)
         sys.exit(keeper.wait() or 3)
 
 
@@ -90,6 +97,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
+    shutil.rmtree(_metrics, ignore_errors=True)
     for lock in _in_use:
         os.close(lock)
     for keeper in _keepers:

@@ -68,6 +68,9 @@ class Service:
     def get(self, path: str) -> Answer:
         return self.send(urllib.request.Request(self.url + path))
 
+    def get_with(self, path: str, token: str) -> Answer:
+        return self.send(urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {token}"}))
+
     def post(self, path: str, body: Any, token: str | None = None, **headers: str) -> Answer:
         if token:
             headers["Authorization"] = f"Bearer {token}"

@@ -17,7 +17,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from werkzeug.local import LocalProxy
 
-from app import problems
+from app import metrics, problems
 from app.db import embedded
 from app.db.shared_commit import QueueFull, SharedCommit
 from app.db.statements import Statement
@@ -107,11 +107,14 @@ class Database:
                 return [[self._outcome(connection, write, row) for row in rows] for write, rows in sets]
 
         try:
-            return self._reliably(together)
+            answers = self._reliably(together)
         except problems.Problem as problem:
             if problem.status == 503:
                 raise
-        return self._reliably(apart)
+            answers = self._reliably(apart)
+        for (write, _), set_ in zip(sets, answers, strict=True):
+            metrics.stored(write.type, (row["outcome"] if isinstance(row, dict) else "failed" for row in set_))
+        return answers
 
     def close(self) -> None:
         if self._pool is not None:
@@ -121,7 +124,9 @@ class Database:
     def _write_set(self, write: Write, rows: list[Row]) -> list[Row | Exception]:
         """Store rows together; if that fails for a fault of one of them, one by one."""
         try:
-            return list(self._reliably(lambda connection: self._outcomes(connection, write, rows)))
+            stored = self._reliably(lambda connection: self._outcomes(connection, write, rows))
+            metrics.stored(write.type, (row["outcome"] for row in stored))
+            return list(stored)
         except problems.Problem as problem:
             if len(rows) == 1 or problem.status == 503:
                 return [problem] * len(rows)
@@ -176,6 +181,7 @@ class Database:
                 # Never the error's text: it quotes rows.
                 fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name}
                 log.warning("database error", extra={"fields": fields})
+                metrics.database_error(error.sqlstate)
                 gone = _is_gone(error)
                 lost_races += error.sqlstate in RACES
                 if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < MOST_RACES):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import jsonify
+from flask import Response, jsonify
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from app import problems
+from app import metrics, problems
+from app.auth import require
 from app.db import db, migrations, statement
 from app.openapi import documented
 from app.requests import Blueprint
@@ -39,3 +41,16 @@ def readyz() -> Any:
             headers={"Retry-After": str(problems.RETRY_SECONDS)},
         )
     return jsonify(status="ok")
+
+
+@blp.route("/metrics")
+@require("metrics:read")
+@documented(
+    responses={
+        "200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        "500": "Problem500",
+    }
+)
+def read_metrics() -> Response:
+    """Count requests, rows, shared commits and database errors, for Prometheus."""
+    return Response(metrics.exposition(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
