@@ -85,10 +85,13 @@ def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
         try:
             yield url(data_dir)
         finally:
-            with _one_at_a_time(cluster), suppress(BlockingIOError):
-                fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_up(cluster):
-                    _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+            with _one_at_a_time(cluster):
+                with suppress(BlockingIOError):
+                    fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_up(cluster):
+                        _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+                # Before anybody else looks: of two that leave together, the second must find itself the last.
+                fcntl.flock(in_use, fcntl.LOCK_UN)
 
 
 def ensure_up(data_dir: str) -> None:
