@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,39 @@ def now_ms() -> int:
 
 
 @pytest.fixture
-def counter() -> Iterator[int]:
-    """Numbers that are each given once."""
-    return itertools.count(1)
+def operate(app: Any) -> Callable[..., None]:
+    """Run the operator's command line: operate("device", "revoke", device_id)."""
+
+    def run(*arguments: str) -> None:
+        result = app.test_cli_runner().invoke(args=arguments)
+        assert result.exit_code == 0, result.output
+
+    return run
+
+
+@pytest.fixture
+def other_worker(settings: Any) -> Iterator[Any]:
+    """A second process's application, which shares the database and nothing else."""
+    app = create_app(settings)
+    yield app
+    app.extensions["db"].close()
+
+
+@pytest.fixture
+def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
+    """Let requests run into a lock, and let go of it when all of them wait: they decide on what none of them saw."""
+
+    def run(lock: str, requests: list[Callable[[], Any]]) -> list[Any]:
+        waiting = (
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        with ThreadPoolExecutor(len(requests)) as pool, psycopg.connect(database_url) as holder:
+            holder.execute(lock)
+            answers = [pool.submit(request) for request in requests]
+            deadline = time.monotonic() + 10
+            while rows(waiting)[0]["n"] < len(requests):
+                assert time.monotonic() < deadline, "the requests don't wait for the lock"
+            holder.commit()
+        return [answer.result() for answer in answers]
+
+    return run

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 
-from app import create_app
 from tests.agent import Agent
+from tests.checks import HOSTILE_IDS, HOSTILE_TEXT, STORED_TEXT, at_once, is_refused, statuses
 
 REGISTER = "/api/browsers/register"
 HEARTBEAT = "/api/browsers/heartbeat"
@@ -41,22 +38,6 @@ CHANGED = {
     "discovered_at": 1_700_000_000_124,
 }
 TEXTS = [name for name in METADATA if name != "discovered_at"]
-HOSTILE_IDS = [
-    "",
-    "a b",
-    " a",
-    "a\n",
-    "a\tb",
-    "a\x00b",
-    "a\x7f",
-    "caf\u00e9",
-    "a\u202eb",
-    "\ud800",
-    "\U0001f4bb",
-    "a" * 129,
-]
-HOSTILE_TEXT = rb"a\u0000b\ud800c\udc00d\ud83d\ude00e\u202e' %s"
-STORED_TEXT = "a\ufffdb\ufffdc\ufffdd\U0001f600e\u202e' %s"
 
 every_route = pytest.mark.parametrize("route", ROUTES)
 
@@ -91,68 +72,9 @@ def update(client: Any, device: Agent, headers: dict[str, str]) -> Callable[...,
     return update
 
 
-@pytest.fixture
-def operate(app: Any) -> Callable[..., None]:
-    """Run the operator's command line: operate("device", "revoke", device_id)."""
-
-    def run(*arguments: str) -> None:
-        result = app.test_cli_runner().invoke(args=arguments)
-        assert result.exit_code == 0, result.output
-
-    return run
-
-
-@pytest.fixture
-def other_worker(settings: Any) -> Iterator[Any]:
-    """A second process's application, which shares the database and nothing else."""
-    app = create_app(settings)
-    yield app
-    app.extensions["db"].close()
-
-
-@pytest.fixture
-def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
-    """Let requests run into a lock, and let go of it when all of them wait: they decide on what none of them saw."""
-
-    def run(lock: str, requests: list[Callable[[], Any]]) -> list[Any]:
-        waiting = (
-            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        with ThreadPoolExecutor(len(requests)) as pool, psycopg.connect(database_url) as holder:
-            holder.execute(lock)
-            answers = [pool.submit(request) for request in requests]
-            deadline = time.monotonic() + 10
-            while rows(waiting)[0]["n"] < len(requests):
-                assert time.monotonic() < deadline, "the requests don't wait for the lock"
-            holder.commit()
-        return [answer.result() for answer in answers]
-
-    return run
-
-
-def at_once(requests: list[Callable[[], Any]]) -> list[Any]:
-    start = threading.Barrier(len(requests))
-
-    def run(request: Callable[[], Any]) -> Any:
-        start.wait(30)
-        return request()
-
-    with ThreadPoolExecutor(len(requests)) as pool:
-        return list(pool.map(run, requests))
-
-
-def statuses(answers: list[Any]) -> list[int]:
-    return sorted(answer.status_code for answer in answers)
-
-
 def claim(app: Any, route: str, agent: Agent, headers: dict[str, str], instance_id: str = "instance") -> Any:
     body = {"instance_id": instance_id, "device_id": agent.device_id, "browser_name": agent.device_id}
     return partial(app.test_client().post, route, json=body, headers=headers)
-
-
-def is_refused(answer: Any, status: int, name: str) -> None:
-    assert (answer.status_code, answer.json["type"]) == (status, f"urn:watchpost:problem:{name}"), answer.text
-    assert answer.content_type == "application/problem+json"
 
 
 def is_invalid(answer: Any, *fields: str) -> None:

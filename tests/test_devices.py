@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa, x25519
@@ -28,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from app import create_app
 from app.scopes import REGISTER as REGISTER_SCOPE
 from tests.agent import Agent
+from tests.checks import HOSTILE_IDS, HOSTILE_TEXT, STORED_TEXT, at_once, is_refused, statuses
 
 REGISTER = "/api/devices/register"
 HEARTBEAT = "/api/devices/heartbeat"
@@ -72,22 +69,6 @@ WRONG_METADATA = [
     ("browsers", [None]),
     ("browsers", [["firefox"]]),
 ]
-HOSTILE_IDS = [
-    "",
-    "a b",
-    " a",
-    "a\n",
-    "a\tb",
-    "a\x00b",
-    "a\x7f",
-    "caf\u00e9",
-    "a\u202eb",
-    "\ud800",
-    "\U0001f4bb",
-    "a" * 129,
-]
-HOSTILE_TEXT = rb"a\u0000b\ud800c\udc00d\ud83d\ude00e\u202e' %s"
-STORED_TEXT = "a\ufffdb\ufffdc\ufffdd\U0001f600e\u202e' %s"
 
 
 def pem(public_key: Any) -> str:
@@ -167,65 +148,6 @@ def enrol(client: Any, bearer: Any, enrollment: Any) -> Callable[..., Any]:
 def beat(client: Any, device: Agent, headers: dict[str, str]) -> Callable[..., Any]:
     """POST a heartbeat of `device`: beat(hostname="new")."""
     return lambda **more: client.post(HEARTBEAT, json={"device_id": device.device_id, **more}, headers=headers)
-
-
-@pytest.fixture
-def operate(app: Any) -> Callable[..., None]:
-    """Run the operator's command line: operate("device", "revoke", device_id)."""
-
-    def run(*arguments: str) -> None:
-        result = app.test_cli_runner().invoke(args=arguments)
-        assert result.exit_code == 0, result.output
-
-    return run
-
-
-@pytest.fixture
-def other_worker(settings: Any) -> Iterator[Any]:
-    """A second process's application, which shares the database and nothing else."""
-    app = create_app(settings)
-    yield app
-    app.extensions["db"].close()
-
-
-@pytest.fixture
-def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
-    """Let requests run into a lock, and let go of it when all of them wait: they decide on what none of them saw."""
-
-    def run(lock: str, requests: list[Callable[[], Any]]) -> list[Any]:
-        waiting = (
-            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        with ThreadPoolExecutor(len(requests)) as pool, psycopg.connect(database_url) as holder:
-            holder.execute(lock)
-            answers = [pool.submit(request) for request in requests]
-            deadline = time.monotonic() + 10
-            while rows(waiting)[0]["n"] < len(requests):
-                assert time.monotonic() < deadline, "the requests don't wait for the lock"
-            holder.commit()
-        return [answer.result() for answer in answers]
-
-    return run
-
-
-def at_once(requests: list[Callable[[], Any]]) -> list[Any]:
-    start = threading.Barrier(len(requests))
-
-    def run(request: Callable[[], Any]) -> Any:
-        start.wait(30)
-        return request()
-
-    with ThreadPoolExecutor(len(requests)) as pool:
-        return list(pool.map(run, requests))
-
-
-def statuses(answers: list[Any]) -> list[int]:
-    return sorted(answer.status_code for answer in answers)
-
-
-def is_refused(answer: Any, status: int, name: str) -> None:
-    assert (answer.status_code, answer.json["type"]) == (status, f"urn:watchpost:problem:{name}"), answer.text
-    assert answer.content_type == "application/problem+json"
 
 
 def is_invalid(answer: Any, field: str) -> None:
