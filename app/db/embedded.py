@@ -71,10 +71,11 @@ def url(data_dir: str) -> str:
 
 
 @contextmanager
-def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
+def running(data_dir: str, extra_configuration: str = "", patience: float = 0) -> Iterator[str]:
     """Have the server run, made first if need be, and yield its database's URL.
 
-    At the end it is stopped, unless another process still uses it. Raises EmbeddedError.
+    At the end it is stopped, unless another process still uses it after so many seconds of patience: one that was
+    killed may take a moment to be gone. Raises EmbeddedError.
     """
     cluster = _cluster(data_dir)
     cluster.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +86,23 @@ def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
         try:
             yield url(data_dir)
         finally:
-            with _one_at_a_time(cluster):
-                with suppress(BlockingIOError):
-                    fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if _is_up(cluster):
-                        _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
-                # Before anybody else looks: of two that leave together, the second must find itself the last.
-                fcntl.flock(in_use, fcntl.LOCK_UN)
+            # Let go first: of two that leave together, one finds that nobody is left.
+            fcntl.flock(in_use, fcntl.LOCK_UN)
+            deadline = time.monotonic() + patience
+            while not _stop_if_unused(cluster, in_use) and time.monotonic() < deadline:
+                time.sleep(0.2)
+
+
+def _stop_if_unused(cluster: Path, in_use: IO[str]) -> bool:
+    with _one_at_a_time(cluster):
+        try:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if _is_up(cluster):
+            _run("pg_ctl", "stop", "--mode=fast", "--wait", "--timeout=60", "-D", str(cluster))
+        fcntl.flock(in_use, fcntl.LOCK_UN)
+        return True
 
 
 def ensure_up(data_dir: str) -> None:

@@ -34,7 +34,7 @@ def main() -> int:
             settings = load()
             logging.config.dictConfig(config(settings.log_level))
             if not settings.database_url:
-                stack.enter_context(embedded.running(settings.data_dir))
+                stack.enter_context(embedded.running(settings.data_dir, patience=3))
             wait_until_up(settings, lambda: _is_over(0))
             for name in migrations.apply(database_url(settings)):
                 log.info("applied migration", extra={"fields": {"migration": name}})
