@@ -58,9 +58,11 @@ class EmbeddedError(RuntimeError):
 
 
 def explain(error: Exception) -> str:
-    """What went wrong at a start, for a log. Nothing is stored then, so that no message quotes a row."""
+    """What went wrong at a start, for a log. Of what the database refused only the SQLSTATE: its words quote rows."""
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return f"{type(error).__name__} {error.sqlstate}"
     return f"{type(error).__name__}: {error}".strip()
 
 
