@@ -41,27 +41,44 @@ class Schema(ma.Schema):
     class Meta:
         unknown = ma.EXCLUDE
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._nothing: dict[str, Any] = dict.fromkeys(self.load_fields)
+        self._readers = {name: field._deserialize for name, field in self.load_fields.items()}
+        self._required = [name for name, field in self.load_fields.items() if field.required]
+
     def load(self, data: Any, **kwargs: Any) -> Any:
         """As marshmallow does, which is asked only when something is wrong: to find nothing takes it longer."""
         if type(data) is not dict:
             return super().load(data, **kwargs)
-        loaded = {}
+        loaded = self._nothing.copy()
+        readers = self._readers
         try:
-            for name, field in self.load_fields.items():
-                value = data.get(name)
-                if value is not None:
-                    loaded[name] = field._deserialize(value, name, data)
-                elif field.required:
-                    return super().load(data, **kwargs)
-                else:
-                    loaded[name] = None
+            for name, value in data.items():
+                if value is not None and name in readers:
+                    loaded[name] = readers[name](value, name, data)
         except ma.ValidationError:
             return super().load(data, **kwargs)
+        for name in self._required:
+            if loaded[name] is None:
+                return super().load(data, **kwargs)
         return loaded
 
     def flaws(self, value: Any) -> Iterator[str]:
         """What makes a parsed body unacceptable as a whole."""
         return requests.flaws(value)
+
+
+class Answer(ma.Schema):
+    """A body of an answer, made of a row."""
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        """As marshmallow does; what is text or a number already is taken as it is."""
+        answer = {}
+        for name, field in self.dump_fields.items():
+            value = obj[name]
+            answer[name] = value if type(value) in (str, int) else field._serialize(value, name, obj)
+        return answer
 
 
 def storable(text: str) -> str:
@@ -90,7 +107,7 @@ class Text(fields.Field[str]):
             raise self.make_error("long")
         if not value and not self.empty:
             raise self.make_error("short")
-        return storable(value)
+        return value if value.isascii() and "\x00" not in value else storable(value)
 
 
 class Pattern(fields.Field[str]):

@@ -164,6 +164,8 @@ _TELLING = _decoder(Flaw)
 
 def flaws(value: Any, deepest: int = DEEPEST) -> Iterator[str]:
     """What can't be accepted in a parsed value: its Flaws, and nesting deeper than may be."""
+    if not _may_be_flawed(value, deepest):
+        return
     level: list[Any] = [value]
     depth = 0
     while level:
@@ -176,6 +178,26 @@ def flaws(value: Any, deepest: int = DEEPEST) -> Iterator[str]:
             yield f"Nested deeper than {deepest} levels."
             return
         level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
+
+
+def _may_be_flawed(value: Any, deepest: int) -> bool:
+    """Whether there is a Flaw in a parsed value, or so many objects and lists that they might lie too deep."""
+    if type(value) in (FlawedDict, Flaw):
+        return True
+    left = [value] if type(value) in (dict, list) else []
+    containers = len(left)
+    while left:
+        node = left.pop()
+        for child in node.values() if type(node) is dict else node:
+            kind = type(child)
+            if kind is dict or kind is list:
+                left.append(child)
+                containers += 1
+            elif kind is Flaw or kind is FlawedDict:
+                return True
+        if containers > deepest:
+            return True
+    return False
 
 
 def read_json(largest: int) -> tuple[Any, bool]:

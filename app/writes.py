@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from app import problems
-from app.auth import token
+from app.auth import AccessToken, token
 from app.db import Statement, db
 from app.fields import Schema, is_plausible, uuid7_time
 
@@ -39,19 +39,18 @@ class Write:
     id: str
     time: str | None = None
 
-    def row(self, body: Row) -> Row:
+    def row(self, body: Row, speaker: AccessToken) -> Row:
         """Make the row of a valid body. Raises Problem 403 for another device's, 400 for a UUIDv7 of a wrong time."""
-        speaker = token()
         if body.get("device_id") not in (None, speaker.subject):
             raise problems.other_device()
-        row = {**body, "device_id": speaker.subject, "key_thumbprint": speaker.key_thumbprint}
+        body["device_id"], body["key_thumbprint"] = speaker.subject, speaker.key_thumbprint
         if self.time is not None:
-            _identify(row, self.id, self.time)
-        return row
+            _identify(body, self.id, self.time)
+        return body
 
     def store(self, body: Row) -> tuple[Row, int]:
         """Store one row; return what is stored and the status. Raises Problem 403, 409, 503."""
-        return accepted(db.write(self, self.row(body)))
+        return accepted(db.write(self, self.row(body, token())))
 
 
 def accepted(stored: Row) -> tuple[Row, int]:

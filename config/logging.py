@@ -9,6 +9,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 # What no line shows need not be found out for each of them.
 logging.logThreads = False
 logging.logProcesses = False
@@ -36,7 +38,9 @@ class JSONLines(logging.Formatter):
             line["at"] = [
                 f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(record.exc_info[2])
             ][-12:]
-        return json.dumps(line)
+        text = orjson.dumps(line).decode()
+        # Escapes what is not ASCII: a terminal may take it for a command, a file may be of another encoding.
+        return text if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 
 class StandardError(logging.StreamHandler[Any]):

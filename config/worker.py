@@ -24,8 +24,48 @@ REFUSED = {
 }
 
 
+class OneSend:
+    """A client's socket that holds an answer's head back until its body is there: one packet, one system call."""
+
+    LARGEST = 65536
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.flush()
+        return getattr(self._client, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._held.append(data)
+        if len(data) > self.LARGEST:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            data = b"".join(self._held)
+            self._held = []
+            sent = self._client.send(data)
+            if sent < len(data):
+                self._client.sendall(data[sent:])
+
+
 class Worker(GeventWorker):
     """A greenlet a connection: a commit in flight keeps none of the others waiting."""
+
+    # The socket has a time limit of its own; when it passes between two requests, the connection is closed.
+    _until_silent = contextlib.suppress(TimeoutError)
+
+    def timeout_ctx(self) -> Any:
+        return self._until_silent
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        once = OneSend(sock)
+        try:
+            return super().handle_request(listener_name, req, once, addr)
+        finally:
+            once.flush()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # Half-sent requests would otherwise be waited for, and hold their connections, for ever.

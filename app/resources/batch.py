@@ -9,7 +9,7 @@ import marshmallow as ma
 from flask import jsonify
 
 from app import fields, problems
-from app.auth import require, token
+from app.auth import AccessToken, require, token
 from app.db import db
 from app.openapi import example, refusals
 from app.requests import DEEPEST, LARGEST_BATCH, Blueprint, FlawedDict, flaws
@@ -98,12 +98,12 @@ class BatchResponse(ma.Schema):
 @refusals()
 def replay(batch: dict[str, Any]) -> Any:
     """Record up to 1,000 items of mixed kinds in one commit, each with its own result."""
-    items = batch["items"]
+    items, speaker = batch["items"], token()
     results: list[dict[str, Any]] = [{}] * len(items)
     sets: dict[Write, list[tuple[int, dict[str, Any]]]] = {write: [] for write in KINDS.values()}
     for index, item in enumerate(items):
         try:
-            write, row = _row(item)
+            write, row = _row(item, speaker)
             sets[write].append((index, row))
         except problems.Problem as problem:
             results[index] = _refused(problem, None)
@@ -121,7 +121,7 @@ def replay(batch: dict[str, Any]) -> Any:
     return jsonify(results=results)
 
 
-def _row(item: Any) -> tuple[Write, dict[str, Any]]:
+def _row(item: Any, speaker: AccessToken) -> tuple[Write, dict[str, Any]]:
     """What kind of row an item is, and the row. Raises Problem 400 or 403."""
     # An item nests its body one level deeper than a POST of its own.
     for message in flaws(item, DEEPEST + 1):
@@ -130,10 +130,10 @@ def _row(item: Any) -> tuple[Write, dict[str, Any]]:
     write = KINDS.get(type_) if isinstance(type_, str) else None
     if write is None:
         raise problems.invalid({"json": {"type": [f"Must be one of: {', '.join(KINDS)}."]}})
-    if write.scope not in token().scopes:
+    if write.scope not in speaker.scopes:
         raise problems.Problem(403, "insufficient-scope", "Forbidden", f"The token lacks the scope {write.scope}.")
     try:
-        return write, write.row(write.schema.load(item.get("body")))
+        return write, write.row(write.schema.load(item.get("body")), speaker)
     except ma.ValidationError as error:
         raise problems.invalid({"json": error.messages}) from None
 

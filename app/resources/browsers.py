@@ -35,7 +35,7 @@ class BrowserHeartbeatRequest(RegisterBrowserRequest):
     browser_name = fields.Text(load_default=None)
 
 
-class RegisterBrowserResponse(ma.Schema):
+class RegisterBrowserResponse(fields.Answer):
     instance_id = ma.fields.String(required=True)
     device_id = ma.fields.String(required=True)
     discovered_at = ma.fields.Integer(allow_none=True)
@@ -43,7 +43,7 @@ class RegisterBrowserResponse(ma.Schema):
     last_seen = fields.Time(allow_none=True)
 
 
-class BrowserHeartbeatResponse(ma.Schema):
+class BrowserHeartbeatResponse(fields.Answer):
     instance_id = ma.fields.String(required=True)
     device_id = ma.fields.String(required=True)
     last_seen = fields.Time(required=True)

@@ -27,7 +27,7 @@ class ComplianceEventRequest(fields.Schema):
     details = fields.Json(dict, load_default=None)
 
 
-class ComplianceEventResponse(ma.Schema):
+class ComplianceEventResponse(fields.Answer):
     event_id = ma.fields.UUID(required=True)
     device_id = ma.fields.String(required=True)
     instance_id = ma.fields.String(allow_none=True)

@@ -57,13 +57,13 @@ class DeviceHeartbeatRequest(DeviceMetadata):
     hostname = fields.Text(load_default=None, metadata={"description": "This and the others only when they changed."})
 
 
-class RegisterDeviceResponse(ma.Schema):
+class RegisterDeviceResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     key_thumbprint = ma.fields.String(required=True, metadata={"description": "RFC 7638, SHA-256."})
     registered_at = fields.Time(required=True)
 
 
-class DeviceHeartbeatResponse(ma.Schema):
+class DeviceHeartbeatResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     last_heartbeat = fields.Time(required=True)
     server_time = ma.fields.Integer(required=True, metadata={"description": "Epoch milliseconds."})

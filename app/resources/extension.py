@@ -26,7 +26,7 @@ class ExtensionStatusRequest(fields.Schema):
     metadata = fields.Json(dict, load_default=None)
 
 
-class ExtensionStatusResponse(ma.Schema):
+class ExtensionStatusResponse(fields.Answer):
     status_id = ma.fields.UUID(required=True)
     device_id = ma.fields.String(required=True)
     instance_id = ma.fields.String(required=True)

@@ -35,7 +35,7 @@ class PromptRequest(fields.Schema):
     metadata = fields.Json(dict, load_default=None)
 
 
-class PromptResponse(ma.Schema):
+class PromptResponse(fields.Answer):
     prompt_id = ma.fields.UUID(required=True)
     device_id = ma.fields.String(required=True)
     instance_id = ma.fields.String(required=True)
