@@ -1,8 +1,12 @@
 # Needs Python 3.11 or newer and make. `make run` and `make test` install what else they need.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
-.PHONY: run demo test check format spec bench clean
+# The oldest PostgreSQL that is supported, and where Debian's packages put it.
+POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
+
+.PHONY: run demo test test-postgresql-15 test-pgbouncer check format spec bench clean
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -12,6 +16,19 @@ demo: .venv/tests ## play one laptop against a running service, or one of its ow
 
 test: .venv/tests ## all tests, on throwaway databases
 	$(BIN)/pytest
+
+test-postgresql-15: .venv/tests ## all tests again, on PostgreSQL 15; as root it installs Debian's package
+	@# Debian's package would start a cluster of its own; nobody here needs one.
+	@test -x $(POSTGRESQL_15)/postgres || { [ "$$(id -u)" = 0 ] && mkdir -p /etc/postgresql-common/createcluster.d && \
+		echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/watchpost.conf && \
+		$(INSTALL) postgresql-15; } >&2 || \
+		{ echo 'PostgreSQL 15 is missing: apt-get install postgresql-15, or name its programs: make $@ POSTGRESQL_15=FOLDER' >&2; exit 1; }
+	WATCHPOST_POSTGRESQL_PROGRAMS=$(POSTGRESQL_15) $(BIN)/pytest
+
+test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; as root it installs Debian's package
+	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) pgbouncer; } >&2 || \
+		{ echo 'PgBouncer is missing: apt-get install pgbouncer' >&2; exit 1; }
+	$(BIN)/pytest --pgbouncer
 
 check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml is what the code says
 	$(BIN)/ruff check
@@ -37,8 +54,7 @@ clean:
 .venv/service: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	@# Debian keeps what venv needs in a package of its own.
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; } >&2 || \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) python3-venv; } >&2 || \
 		{ echo 'Python lacks venv: apt-get install python3-venv' >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt

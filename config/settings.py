@@ -33,6 +33,9 @@ class Settings:
         "", "PostgreSQL 15 or newer as a `postgresql://` URL; empty: an embedded PostgreSQL under the data directory"
     )
     data_dir: str = setting(".data", "where the embedded PostgreSQL and the signing keys live", "folder")
+    postgresql_programs: str = setting(
+        "", "programs that the embedded PostgreSQL runs, such as `/usr/lib/postgresql/15/bin`; empty: its own", "folder"
+    )
     issuer: str = setting("", "issuer of all tokens, and the public address of the service; empty: `http://` + bind")
     signing_keys: str = setting(
         "", "JWKS file of the signing keys; empty: `signing-keys.json` in the data directory", "file"

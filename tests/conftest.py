@@ -21,6 +21,7 @@ from app import Watchpost, create_app
 from app.auth.keys import SigningKeys
 from app.db import embedded, migrations
 from config.settings import Settings
+from tests import pgbouncer
 from tests.agent import Agent
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
@@ -29,6 +30,18 @@ IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nauto
 IN_MEMORY += "wal_level = minimal\nmax_wal_senders = 0\n"
 ISSUER = "http://watchpost.test"
 TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pgbouncer", action="store_true", help="only what goes over HTTP, with PgBouncer in between")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With PgBouncer in between: the tests that make an application, but for those marked `direct`, with the reason."""
+    if config.option.pgbouncer:
+        chosen = [item for item in items if "settings" in item.fixturenames and not item.get_closest_marker("direct")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,13 +87,24 @@ def database_url(postgresql: psycopg.Connection[Any]) -> str:
     return f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
 
 
+@pytest.fixture(scope="session")
+def pooler(server: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """A PgBouncer in front of the server if the run is to have one; the value is the folder of its socket."""
+    if not request.config.option.pgbouncer:
+        yield None
+        return
+    with pgbouncer.running(server) as sockets:
+        yield sockets
+
+
 @pytest.fixture
-def settings(database_url: str, signing_keys: Path, tmp_path: Path) -> Settings:
+def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path: Path) -> Settings:
     """Settings of the application under test; a test that needs others replaces some of them."""
     copy = tmp_path / "signing-keys.json"
     shutil.copy(signing_keys, copy)
     return Settings(
-        database_url=database_url,
+        database_url=pgbouncer.url(database_url, pooler) if pooler else database_url,
+        prepare_statements=not pooler,
         issuer=ISSUER,
         signing_keys=str(copy),
         data_dir=str(tmp_path),

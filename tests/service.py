@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the whole run has in common.
+KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
 
 
 class Answer:
@@ -38,7 +40,7 @@ class Service:
         self.url = f"http://{self.bind}"
         self.log = folder / f"service-{time.monotonic_ns()}.log"
         environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_") or name in KEPT},
             "WATCHPOST_BIND": self.bind,
             "WATCHPOST_DATA_DIR": str(folder / "data"),
             "WATCHPOST_WORKERS": "2",

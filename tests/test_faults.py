@@ -168,6 +168,7 @@ def test_a_queue_that_is_full_is_503_at_once(
     app.extensions["db"].close()
 
 
+@pytest.mark.direct("a server connection that PgBouncer holds keeps the setting that it began with")
 def test_a_read_only_database_is_503_and_recovers(
     client: FlaskClient,
     device: Agent,

