@@ -22,6 +22,7 @@ from app import logs, openapi, problems
 from app.auth import Auth, token_endpoint
 from app.commands import COMMANDS
 from app.db import Database
+from app.limits import Limits
 from app.requests import LARGEST_BODY, Request
 from app.resources import BLUEPRINTS
 from config import logging as log_config
@@ -88,6 +89,7 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     logs.init_app(app)
     problems.init_app(app)
     Database(settings).init_app(app)
+    Limits(settings).init_app(app)
     Auth(settings).init_app(app)
     token_endpoint.init_app(app)
     openapi.init_app(app, BLUEPRINTS)

@@ -138,7 +138,7 @@ class Api(SmorestApi):
             503: {"Retry-After": "Seconds to wait."},
         }
         self.spec.components.schema("Problem", schema=problems.ProblemSchema)
-        for status in (400, 401, 403, 404, 405, 409, 413, 415, 500, 503):
+        for status in (400, 401, 403, 404, 405, 409, 413, 415, 429, 500, 503):
             response: dict[str, Any] = {
                 "description": http.HTTPStatus(status).phrase,
                 "content": {problems.MEDIA_TYPE: {"schema": problems.ProblemSchema}},

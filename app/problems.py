@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +64,22 @@ def unavailable() -> Problem:
         "The database can't be reached or is too busy. Repeat the request.",
         headers={"Retry-After": str(RETRY_SECONDS)},
     )
+
+
+def overloaded(wait: float) -> Problem:
+    """wait: seconds after which the client may come back, other ones for others."""
+    detail = "The service has too much to do. Repeat the request."
+    return Problem(503, "overloaded", "Service unavailable", detail, headers=_retry_after(wait))
+
+
+def too_many(wait: float) -> Problem:
+    """wait: seconds after which the next request is taken."""
+    detail = "There were too many requests. Repeat this one later."
+    return Problem(429, "too-many-requests", "Too many requests", detail, headers=_retry_after(wait))
+
+
+def _retry_after(wait: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(wait)))}
 
 
 def internal() -> Problem:

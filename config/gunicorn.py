@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,10 @@ _keepers: list[subprocess.Popen[str]] = []
 
 def on_starting(server: Any) -> None:
     """Have a database with the newest schema and a signing key, or end with a message that says why not."""
+    # A connection is a file; what a shell allows by default is less than a worker's connections.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     if not settings.database_url:
         # Held by the master and, as its forks, by all workers: the embedded server is in use as long as one lives.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,7 +20,10 @@ from werkzeug.local import LocalProxy
 from app import problems
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
+from app.limits import EVENTS, limits, places
 from app.openapi import documented
+from app.requests import LARGEST_BODY
+from app.scopes import REGISTER
 from config.settings import Settings
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -86,6 +89,7 @@ class Auth:
         remembered = self._remembered
         token = remembered.get(digest)
         if token is None:
+            limits.check_address()
             token = self._verify(text, now)
             while len(remembered) >= max(1, self.settings.token_cache):
                 remembered.pop(next(iter(remembered)), None)
@@ -151,13 +155,16 @@ class _Validator(JWTBearerTokenValidator):
 
 class _Guard(ResourceProtector):
     def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> AccessToken:
-        g.token = self.validate_request(scopes=scopes, request=request)
-        return cast(AccessToken, g.token)
+        token = g.token = cast(AccessToken, self.validate_request(scopes=scopes, request=request))
+        limits.count(token.subject, token.id if REGISTER in token.scopes else None)
+        return token
 
     def raise_error_response(self, error: OAuth2Error) -> None:
         description = error.get_error_description() or "Authentication failed."
         challenge = f'Bearer error="{error.error}", error_description="{description}"'
         status = 403 if isinstance(error, InsufficientScopeError) else 401
+        if status == 401:
+            limits.refused()
         raise problems.Problem(
             status,
             str(error.error).replace("_", "-"),
@@ -171,13 +178,26 @@ _guard = _Guard()
 _guard.register_token_validator(_Validator())
 
 
-def require(*scopes: str) -> Callable[[View], View]:
-    """Let a view run only for a token with one of these scopes; answer 401 or 403 before the body is read."""
+def require(*scopes: str, share: float = EVENTS, largest: int = LARGEST_BODY) -> Callable[[View], View]:
+    """Let a view run only for a token with one of these scopes; answer 401, 403, 429 or 503 before the body is read.
+
+    share: of a worker's capacity, up to which it runs. largest: bytes of its body.
+    """
 
     def decorate(view: View) -> View:
-        guarded = _guard(list(scopes))(view)
-        guarded.scopes = scopes
-        answers = {"401": "Problem401", "403": "Problem403"}
+        trusted = _guard(list(scopes))(view)
+
+        @wraps(trusted)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            capacity, needed = limits.capacity, places(largest)
+            capacity.take(share, needed)
+            try:
+                return trusted(*args, **kwargs)
+            finally:
+                capacity.give_back(needed)
+
+        guarded.scopes = scopes  # type: ignore[attr-defined]
+        answers = {"401": "Problem401", "403": "Problem403", "429": "Problem429", "503": "Problem503"}
         needs = " or ".join(f"`{scope}`" for scope in scopes)
         described = documented(security=[{"bearer": list(scopes)}], description=f"Scope: {needs}.", responses=answers)
         return described(cast(View, guarded))

@@ -30,6 +30,7 @@ from app.auth import jws
 from app.auth.guard import auth
 from app.auth.keys import SIGNING_ALGORITHM, DeviceKey, device_key
 from app.db import db, statement
+from app.limits import REPORTS, limits
 
 SELECT_KEY = statement("devices/select_key")
 USE_ASSERTION = statement("auth/use_assertion")
@@ -102,6 +103,7 @@ class ClientAssertion(JWTBearerClientAssertion):
             header, claims = jws.verified(assertion, key.jwk, key.algorithm)
         except jws.TokenRefused:
             raise InvalidClientError(description=FAILED) from None
+        limits.count(str(claims.get("sub"))[:128], None)
         try:
             self._check(header, claims)
         except jws.TokenRefused as refusal:
@@ -233,8 +235,16 @@ class TokenEndpoint(AuthorizationServer):
 def respond() -> Response:
     # Far more than an assertion needs, and little enough for strangers to make us parse.
     flask_request.max_content_length = flask_request.max_form_memory_size = LARGEST_FORM
+    limits.check_address()
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
-    return endpoint.create_token_response()
+    limits.capacity.take(REPORTS, 1)
+    try:
+        response = endpoint.create_token_response()
+    finally:
+        limits.capacity.give_back(1)
+    if response.status_code >= 400:
+        limits.refused()
+    return response
 
 
 def init_app(app: Flask) -> None:

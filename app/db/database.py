@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import orjson
 import psycopg
 from flask import Flask, current_app
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from werkzeug.local import LocalProxy
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Connection = psycopg.Connection[DictRow]
 Row = dict[str, Any]
 T = TypeVar("T")
 
@@ -50,6 +50,24 @@ MOST_PASSES = 8
 def dumps(rows: list[Row]) -> str:
     """Rows as the JSON parameter of a statement."""
     return orjson.dumps(rows).decode()
+
+
+class Connection(psycopg.Connection[DictRow]):
+    """A connection that gives up on a server that keeps silent.
+
+    The server ends a statement that takes too long, but not when it is itself stopped or cut off.
+    """
+
+    silence_seconds = 10.0
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.silence_seconds if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                # Its answer may still come, and would be taken for the next statement's.
+                self.close()
+            raise
 
 
 class Database:
@@ -195,6 +213,9 @@ class Database:
                     continue
                 raise _problem(error) from None
 
+    def _configure(self, connection: Connection) -> None:
+        connection.silence_seconds = 1 + self.settings.statement_timeout_ms / 1000
+
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         if self._pool is None or self._pid != os.getpid():
@@ -210,7 +231,9 @@ class Database:
             settings = self.settings
             pool: ConnectionPool[Connection] = ConnectionPool(
                 database_url(settings),
+                connection_class=Connection,
                 kwargs=connection_options(settings),
+                configure=self._configure,
                 min_size=1,
                 max_size=settings.pool_size,
                 timeout=settings.pool_wait_seconds,

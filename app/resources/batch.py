@@ -11,6 +11,7 @@ from flask import jsonify
 from app import fields, problems
 from app.auth import AccessToken, require, token
 from app.db import db
+from app.limits import REPORTS
 from app.openapi import example, refusals
 from app.requests import DEEPEST, LARGEST_BATCH, Blueprint, FlawedDict, flaws
 from app.resources.browsers import BROWSER_HEARTBEAT, BROWSER_REGISTER
@@ -92,7 +93,7 @@ class BatchResponse(ma.Schema):
 
 
 @blp.route("/batch", methods=["POST"])
-@require(*WRITE)
+@require(*WRITE, share=REPORTS, largest=LARGEST_BATCH)
 @blp.arguments(BatchRequest(), example=example("batch"))
 @blp.response(200, BatchResponse())
 @refusals()

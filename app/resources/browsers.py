@@ -11,6 +11,7 @@ from flask import current_app
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.limits import HEARTBEATS, REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
 from app.writes import Write
@@ -72,7 +73,7 @@ BROWSER_HEARTBEAT = Write(
 
 
 @blp.route("/register", methods=["POST"])
-@require(BROWSER_REGISTER.scope)
+@require(BROWSER_REGISTER.scope, share=REPORTS)
 @blp.arguments(BROWSER_REGISTER.schema, example=example("browser_register"))
 @blp.response(201, RegisterBrowserResponse())
 @refusals(RegisterBrowserResponse, 409)
@@ -82,7 +83,7 @@ def register(instance: dict[str, Any]) -> Any:
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@require(BROWSER_HEARTBEAT.scope)
+@require(BROWSER_HEARTBEAT.scope, share=HEARTBEATS)
 @blp.arguments(BROWSER_HEARTBEAT.schema, example=example("browser_heartbeat"))
 @blp.response(201, BrowserHeartbeatResponse())
 @refusals(BrowserHeartbeatResponse, 409)

@@ -13,6 +13,7 @@ from app import fields
 from app.auth import require, token
 from app.auth.keys import LONGEST_PEM, DeviceKey, KeyRefused, device_key
 from app.db import db, statement
+from app.limits import HEARTBEATS, REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
 from app.scopes import REGISTER
@@ -92,7 +93,7 @@ DEVICE_HEARTBEAT = Write(
 
 
 @blp.route("/register", methods=["POST"])
-@require(DEVICE_REGISTER.scope)
+@require(DEVICE_REGISTER.scope, share=REPORTS)
 @blp.arguments(DEVICE_REGISTER.schema, example=example("device_register"))
 @blp.response(201, RegisterDeviceResponse())
 @refusals(RegisterDeviceResponse, 409)
@@ -111,7 +112,7 @@ def register(device: dict[str, Any]) -> Any:
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@require(DEVICE_HEARTBEAT.scope)
+@require(DEVICE_HEARTBEAT.scope, share=HEARTBEATS)
 @blp.arguments(DEVICE_HEARTBEAT.schema, example=example("device_heartbeat"))
 @blp.response(201, DeviceHeartbeatResponse())
 @refusals(DeviceHeartbeatResponse, 409)

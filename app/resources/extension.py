@@ -9,6 +9,7 @@ import marshmallow as ma
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.limits import REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
 from app.writes import Write
@@ -47,7 +48,7 @@ EXTENSION_STATUS = Write(
 
 
 @blp.route("/status", methods=["POST"])
-@require(EXTENSION_STATUS.scope)
+@require(EXTENSION_STATUS.scope, share=REPORTS)
 @blp.arguments(EXTENSION_STATUS.schema, example=example("extension_status"))
 @blp.response(201, ExtensionStatusResponse())
 @refusals(ExtensionStatusResponse, 409)

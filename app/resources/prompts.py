@@ -9,6 +9,7 @@ import marshmallow as ma
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.limits import REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
 from app.writes import Write
@@ -55,7 +56,7 @@ PROMPT = Write(
 
 
 @blp.route("/prompt", methods=["POST"])
-@require(PROMPT.scope)
+@require(PROMPT.scope, share=REPORTS)
 @blp.arguments(PROMPT.schema, example=example("prompt"))
 @blp.response(201, PromptResponse())
 @refusals(PromptResponse, 409)

@@ -54,7 +54,14 @@ _ERROR = {"description": "Refused", "content": {"application/json": {"schema": T
 @blp.route("/api/auth/token", methods=["POST"])
 @documented(
     requestBody={"required": True, "content": {"application/x-www-form-urlencoded": {"schema": FORM}}},
-    responses={"400": _ERROR, "401": _ERROR, "413": "Problem413", "500": "Problem500", "503": "Problem503"},
+    responses={
+        "400": _ERROR,
+        "401": _ERROR,
+        "413": "Problem413",
+        "429": "Problem429",
+        "500": "Problem500",
+        "503": "Problem503",
+    },
     description="Guarded by the client assertion that it carries.",
 )
 @blp.response(200, TokenResponse())
