@@ -8,7 +8,8 @@ from app.commands.database import migrate
 from app.commands.devices import device
 from app.commands.enrollments import enrollment
 from app.commands.keys import keys
+from app.commands.partitions import partitions
 from app.commands.spec import spec
 from app.commands.tokens import token
 
-COMMANDS = [enrollment, device, token, keys, migrate, spec]
+COMMANDS = [enrollment, device, token, keys, migrate, partitions, spec]

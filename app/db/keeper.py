@@ -2,8 +2,8 @@
 
 gunicorn's master starts it before the first worker. It has the embedded PostgreSQL run (unless WATCHPOST_DATABASE_URL
 names another), applies pending migrations, makes a signing key if there is none, and says so with one line. A server
-that dies is started again. Master and workers hold the other end of its standard input: when the last of them is gone,
-however it ended, the embedded server is stopped.
+that dies is started again; once a day the partitions of coming months are made. Master and workers hold the other end
+of its standard input: when the last of them is gone, however it ended, the embedded server is stopped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import logging.config
 import select
 import signal
 import sys
+import time
 
 from app.auth.keys import SigningKeys
-from app.db import embedded, migrations
+from app.db import embedded, migrations, partitions
 from app.db.database import database_url, wait_until_up
 from config.logging import config
 from config.settings import SettingError, load
@@ -23,6 +24,9 @@ from config.settings import SettingError, load
 log = logging.getLogger("watchpost.keeper")
 
 READY = "ready"
+# How often partitions are looked after, and again when that failed.
+PARTITIONS_SECONDS = 24 * 3600
+PARTITIONS_RETRY_SECONDS = 600
 
 
 def main() -> int:
@@ -48,7 +52,11 @@ def main() -> int:
         # The master may have been stopped meanwhile.
         with contextlib.suppress(BrokenPipeError):
             print(READY, flush=True)  # noqa: T201
+        due = time.monotonic()
         while not _is_over(2):
+            if time.monotonic() >= due:
+                is_done = partitions.try_to_ensure(database_url(settings))
+                due = time.monotonic() + (PARTITIONS_SECONDS if is_done else PARTITIONS_RETRY_SECONDS)
             if not settings.database_url:
                 try:
                     embedded.ensure_up(settings.data_dir)

@@ -12,6 +12,8 @@ from urllib.parse import quote, urlencode
 import psycopg
 import yoyo
 
+from app.db import partitions
+
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 # One number for all replicas; any constant does.
 ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"watchpost migrations").digest()[:8], signed=True)
@@ -26,6 +28,7 @@ def apply(url: str) -> list[str]:
     with _backend(url) as backend:
         pending = backend.to_apply(yoyo.read_migrations(str(FOLDER)))
         backend.apply_migrations(pending)
+        partitions.try_to_ensure(url)
         return [migration.id for migration in pending]
 
 

@@ -1,0 +1,63 @@
+"""flask partitions ensure | list"""
+
+from __future__ import annotations
+
+import click
+import psycopg
+from flask import current_app
+
+from app.commands.shell import as_json, show, with_database
+from app.db import db, embedded, statement
+from app.db import partitions as monthly
+from app.db.database import database_url
+
+SELECT_PARTITIONS = statement("partitions/select_partitions")
+
+LEFT = {
+    "too_many_strays": "too many of its rows are in the default partition; at a quiet time, say --most-moved",
+    "name_taken": "another table is called so",
+}
+
+
+@click.group()
+def partitions() -> None:
+    """Partitions: the months that prompts, extension status and compliance events are kept in."""
+
+
+@partitions.command()
+@click.option(
+    "--months-ahead",
+    default=monthly.MONTHS_AHEAD,
+    show_default=True,
+    type=click.IntRange(1, 120),
+    help="Coming months.",
+)
+@click.option(
+    "--most-moved",
+    default=monthly.MOST_MOVED,
+    show_default=True,
+    type=click.IntRange(0, 2**62),
+    help="Rows of one month that may move from the default partition, while writers wait.",
+)
+@with_database
+def ensure(months_ahead: int, most_moved: int) -> None:
+    """Make the partitions that are missing and print their names. The running service does so once a day."""
+    try:
+        found = monthly.ensure(database_url(current_app.config["SETTINGS"]), months_ahead, most_moved)
+    except psycopg.Error as error:
+        raise click.ClickException("can't make partitions: " + embedded.explain(error)) from None
+    for month in found:
+        if month["outcome"] == "created":
+            click.echo(month["name"])
+    left = [f"{month['name']}: {LEFT[month['outcome']]}" for month in found if month["outcome"] != "created"]
+    if left:
+        raise click.ClickException("\n".join(left))
+
+
+@partitions.command("list")
+@as_json
+@with_database
+def list_(as_json: bool) -> None:
+    """List the partitions, the oldest of each table first. Rows are an estimate."""
+    columns = ("table_name", "name", "starts_at", "ends_at", "row_estimate", "bytes")
+    show(db.run(SELECT_PARTITIONS), columns, as_json)

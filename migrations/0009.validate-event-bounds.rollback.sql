@@ -1,0 +1,2 @@
+-- Loses nothing: a constraint that holds may stay so, and 0008 drops it.
+SELECT 1;
