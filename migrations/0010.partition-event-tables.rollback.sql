@@ -25,7 +25,7 @@ BEGIN
         );
         FOR given IN
             SELECT
-                may.privilege_type || coalesce(format(' (%I)', attname), '') AS privilege,
+                may.privilege_type || coalesce(' (' || quote_ident(attname) || ')', '') AS privilege,
                 CASE may.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(may.grantee)) END AS grantee
             FROM (
                 SELECT
