@@ -21,7 +21,7 @@ from werkzeug.routing import MapAdapter
 from app import logs, openapi, problems
 from app.auth import Auth, token_endpoint
 from app.commands import COMMANDS
-from app.db import Database
+from app.db import database
 from app.limits import Limits
 from app.requests import LARGEST_BODY, Request
 from app.resources import BLUEPRINTS
@@ -88,7 +88,7 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     app.url_map.merge_slashes = False
     logs.init_app(app)
     problems.init_app(app)
-    Database(settings).init_app(app)
+    database.init_app(app, settings)
     Limits(settings).init_app(app)
     Auth(settings).init_app(app)
     token_endpoint.init_app(app)

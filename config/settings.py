@@ -32,6 +32,9 @@ class Settings:
     database_url: str = setting(
         "", "PostgreSQL 15 or newer as a `postgresql://` URL; empty: an embedded PostgreSQL under the data directory"
     )
+    owner_database_url: str = setting(
+        "", "the same database for migrations and operators' commands, as its owner; empty: `WATCHPOST_DATABASE_URL`"
+    )
     data_dir: str = setting(".data", "where the embedded PostgreSQL and the signing keys live", "folder")
     postgresql_programs: str = setting(
         "", "programs that the embedded PostgreSQL runs, such as `/usr/lib/postgresql/15/bin`; empty: its own", "folder"
@@ -90,8 +93,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     settings = dataclasses.replace(settings, issuer=settings.issuer.rstrip("/"))
     if not _is_address(settings.issuer):
         raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
-    if settings.database_url and urlsplit(settings.database_url).scheme not in ("postgresql", "postgres"):
-        raise SettingError("WATCHPOST_DATABASE_URL must be a postgresql:// URL.")
+    for name in ("database_url", "owner_database_url"):
+        address = getattr(settings, name)
+        if address and urlsplit(address).scheme not in ("postgresql", "postgres"):
+            raise SettingError(f"{PREFIX}{name.upper()} must be a postgresql:// URL.")
+    if settings.owner_database_url and not settings.database_url:
+        raise SettingError("WATCHPOST_OWNER_DATABASE_URL needs WATCHPOST_DATABASE_URL.")
     if settings.log_level not in LOG_LEVELS:
         raise SettingError(f"WATCHPOST_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
     return settings

@@ -23,6 +23,7 @@ from app.db import embedded, migrations
 from config.settings import Settings
 from tests import pgbouncer
 from tests.agent import Agent
+from tests.service import as_role
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
@@ -102,8 +103,10 @@ def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path
     """Settings of the application under test; a test that needs others replaces some of them."""
     copy = tmp_path / "signing-keys.json"
     shutil.copy(signing_keys, copy)
+    writer_url = as_role(database_url, "writer")
     return Settings(
-        database_url=pgbouncer.url(database_url, pooler) if pooler else database_url,
+        database_url=pgbouncer.url(writer_url, pooler) if pooler else writer_url,
+        owner_database_url=as_role(database_url, "owner"),
         prepare_statements=not pooler,
         issuer=ISSUER,
         signing_keys=str(copy),

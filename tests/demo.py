@@ -29,7 +29,7 @@ from urllib.parse import urlencode
 import psycopg
 from psycopg.rows import dict_row
 
-from app.db.database import database_url
+from app.db.database import owner_url
 from config.settings import SettingError, Settings, load
 from tests.agent import Agent
 
@@ -262,7 +262,7 @@ class Laptop:
         self.begin(step)
         stored = {}
         try:
-            with psycopg.connect(database_url(self.settings), row_factory=dict_row) as connection:
+            with psycopg.connect(owner_url(self.settings), row_factory=dict_row) as connection:
                 for table, order in TABLES.items():
                     query = f"SELECT * FROM {table} WHERE device_id = %s ORDER BY {order}"
                     show(query.replace("%s", f"'{self.agent.device_id}'"), "# ")

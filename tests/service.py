@@ -15,10 +15,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import psycopg
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the whole run has in common.
 KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
+
+
+def as_role(url: str, role: str) -> str:
+    """The same database for another role: owner, writer or reader."""
+    given = psycopg.conninfo.conninfo_to_dict(url)
+    port = f"&port={given['port']}" if "port" in given else ""
+    return f"postgresql://watchpost_{role}@/{given['dbname']}?host={quote(str(given['host']), safe='')}{port}"
 
 
 class Answer:
@@ -33,9 +43,18 @@ class Answer:
 
 
 class Service:
-    """A running service: its address, its process, its log."""
+    """A running service: its address, its process, its log.
+
+    database_url: of the superuser; the service gets those of its own roles.
+    """
 
     def __init__(self, folder: Path, **settings: Any) -> None:
+        if url := settings.pop("database_url", None):
+            settings = {
+                "database_url": as_role(url, "writer"),
+                "owner_database_url": as_role(url, "owner"),
+                **settings,
+            }
         self.bind = str(settings.get("bind") or f"127.0.0.1:{free_port()}")
         self.url = f"http://{self.bind}"
         self.log = folder / f"service-{time.monotonic_ns()}.log"

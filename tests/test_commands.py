@@ -160,7 +160,13 @@ def test_an_enrolment_that_there_is_not_exits_with_1(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"database_url": "postgresql://sesame:sesame@127.0.0.1:1/sesame", "pool_wait_seconds": 1}],
+    [
+        {
+            "database_url": "postgresql://sesame:sesame@127.0.0.1:1/sesame",
+            "owner_database_url": "",
+            "pool_wait_seconds": 1,
+        }
+    ],
     indirect=True,
     ids=["no database"],
 )
@@ -469,7 +475,7 @@ def test_keys_need_no_database(done: Done, rows: Rows) -> None:
 def test_migrate_prints_what_it_applied(done: Done, rows: Rows) -> None:
     assert done("migrate") == ""
     rows("DROP SCHEMA public CASCADE")
-    rows("CREATE SCHEMA public")
+    rows("CREATE SCHEMA public AUTHORIZATION watchpost_owner")
     assert done("migrate").split() == list(migrations.names())
     assert done("migrate") == ""
     assert json.loads(done("device", "list", "--json")) == []

@@ -19,6 +19,7 @@ from app import Watchpost, create_app
 from app.db import embedded, migrations
 from config.settings import Settings
 from tests.agent import Agent
+from tests.service import as_role
 
 
 def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
     if "own_server" in request.fixturenames:
         url = request.getfixturevalue("own_server").url
         migrations.apply(url)
-        settings = replace(settings, database_url=url)
+        settings = replace(settings, database_url=as_role(url, "writer"), owner_database_url=as_role(url, "owner"))
     return replace(settings, pool_wait_seconds=1, statement_timeout_ms=1000)
 
 

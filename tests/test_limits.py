@@ -252,7 +252,7 @@ def test_a_database_that_keeps_silent_keeps_nobody_waiting(
     folder = tmp_path_factory.mktemp("silent")
     folder.chmod(0o755)
     with embedded.running(str(folder), "fsync = off\n"):
-        app = create_app(replace(settings, database_url="", data_dir=str(folder)))
+        app = create_app(replace(settings, database_url="", owner_database_url="", data_dir=str(folder)))
         runner = app.test_cli_runner()
         assert runner.invoke(args=["migrate"]).exit_code == 0
         arguments = ["enrollment", "create", "--label", "l", "--max-uses", "9", "--expires-in", "1d"]

@@ -15,7 +15,7 @@ from app.db import migrations
 
 TABLES = """
 SELECT table_name FROM information_schema.tables
-WHERE table_schema = 'public' AND table_name NOT LIKE '%yoyo%'
+WHERE table_schema = 'public' AND table_name NOT LIKE '%yoyo%' AND table_name != 'migration_checksums'
 ORDER BY table_name
 """
 SCHEMA = """

@@ -8,7 +8,7 @@ from flask import current_app
 
 from app.commands.shell import with_database
 from app.db import embedded, migrations
-from app.db.database import database_url
+from app.db.database import migration_url
 
 
 @click.command()
@@ -16,7 +16,9 @@ from app.db.database import database_url
 def migrate() -> None:
     """Apply pending migrations and print their names. `make run` does the same."""
     try:
-        for name in migrations.apply(database_url(current_app.config["SETTINGS"])):
+        for name in migrations.apply(migration_url(current_app.config["SETTINGS"])):
             click.echo(name)
+    except migrations.MigrationError as error:
+        raise click.ClickException(str(error)) from None
     except psycopg.Error as error:
         raise click.ClickException("the migration failed: " + embedded.explain(error)) from None

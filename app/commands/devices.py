@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from app.commands.shell import as_json, show, show_one, with_database
-from app.db import Statement, db, statement
+from app.db import Statement, owner, statement
 
 SELECT_DEVICES = statement("devices/select_devices")
 SELECT_DEVICE = statement("devices/select_device")
@@ -27,7 +27,7 @@ def device() -> None:
 @with_database
 def list_(limit: int, as_json: bool) -> None:
     """List devices, by id."""
-    found = db.run(SELECT_DEVICES, after="", amount=limit + 1)
+    found = owner.run(SELECT_DEVICES, after="", amount=limit + 1)
     columns = ("device_id", "hostname", "registered_at", "last_heartbeat", "revoked_at", "has_key")
     show(found[:limit], columns, as_json)
     if len(found) > limit:
@@ -71,7 +71,7 @@ def forget_key(device_id: str, as_json: bool) -> None:
 
 
 def _run(wanted: Statement, device_id: str, as_json: bool) -> None:
-    found = db.run(wanted, device_id=device_id) if device_id.isprintable() else []
+    found = owner.run(wanted, device_id=device_id) if device_id.isprintable() else []
     if not found:
         raise click.ClickException("there is no such device")
     show_one(found[0], as_json)

@@ -10,7 +10,7 @@ import click
 from app import scopes
 from app.auth import auth
 from app.commands.shell import Duration, as_json, show, show_one, with_database
-from app.db import db, statement
+from app.db import owner, statement
 from app.fields import storable
 
 INSERT_ENROLLMENT = statement("auth/insert_enrollment")
@@ -35,7 +35,7 @@ def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
     enrollment_id = str(uuid.uuid4())
     expires_at = int(time.time()) + expires_in
     token = auth.sign(f"enrollment:{enrollment_id}", enrollment_id, scopes.REGISTER, expires_in)
-    db.run(
+    owner.run(
         INSERT_ENROLLMENT,
         enrollment_id=enrollment_id,
         label=storable(label),
@@ -54,7 +54,7 @@ def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
 def list_(as_json: bool) -> None:
     """List the enrolments, newest first."""
     columns = ("enrollment_id", "label", "uses", "max_uses", "created_at", "expires_at", "revoked_at")
-    show(db.run(SELECT_ENROLLMENTS), columns, as_json)
+    show(owner.run(SELECT_ENROLLMENTS), columns, as_json)
 
 
 @enrollment.command()
@@ -63,7 +63,7 @@ def list_(as_json: bool) -> None:
 @with_database
 def revoke(enrollment_id: uuid.UUID, as_json: bool) -> None:
     """Revoke an enrolment: nobody registers with it any more. Devices already registered stay."""
-    found = db.run(REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
+    found = owner.run(REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
     if not found:
         raise click.ClickException(f"there is no enrolment {enrollment_id}")
     show_one(found[0], as_json)

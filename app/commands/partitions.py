@@ -7,9 +7,9 @@ import psycopg
 from flask import current_app
 
 from app.commands.shell import as_json, show, with_database
-from app.db import db, embedded, statement
+from app.db import embedded, owner, statement
 from app.db import partitions as monthly
-from app.db.database import database_url
+from app.db.database import owner_url
 
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 
@@ -43,7 +43,7 @@ def partitions() -> None:
 def ensure(months_ahead: int, most_moved: int) -> None:
     """Make the partitions that are missing and print their names. The running service does so once a day."""
     try:
-        found = monthly.ensure(database_url(current_app.config["SETTINGS"]), months_ahead, most_moved)
+        found = monthly.ensure(owner_url(current_app.config["SETTINGS"]), months_ahead, most_moved)
     except psycopg.Error as error:
         raise click.ClickException("can't make partitions: " + embedded.explain(error)) from None
     for month in found:
@@ -60,4 +60,4 @@ def ensure(months_ahead: int, most_moved: int) -> None:
 def list_(as_json: bool) -> None:
     """List the partitions, the oldest of each table first. Rows are an estimate."""
     columns = ("table_name", "name", "starts_at", "ends_at", "row_estimate", "bytes")
-    show(db.run(SELECT_PARTITIONS), columns, as_json)
+    show(owner.run(SELECT_PARTITIONS), columns, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from app import problems
-from app.db import db, embedded
+from app.db import embedded, owner
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,13 +49,11 @@ def with_database(command: Command) -> Command:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         settings = current_app.config["SETTINGS"]
         try:
-            if settings.database_url:
+            with contextlib.ExitStack() as stack:
+                if not settings.database_url:
+                    stack.enter_context(embedded.running(settings.data_dir))
+                stack.callback(owner.close)
                 return command(*args, **kwargs)
-            with embedded.running(settings.data_dir):
-                try:
-                    return command(*args, **kwargs)
-                finally:
-                    db.close()
         except embedded.EmbeddedError as error:
             raise click.ClickException(str(error)) from None
         except problems.Problem as problem:

@@ -19,7 +19,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from werkzeug.local import LocalProxy
 
 from app import metrics, problems
-from app.db import embedded
+from app.db import embedded, migrations
 from app.db.shared_commit import QueueFull, SharedCommit
 from app.db.statements import Statement
 from config.settings import Settings
@@ -77,15 +77,13 @@ class Database:
     the same call may be repeated.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, url: str) -> None:
         self.settings = settings
+        self.url = url
         self._pool: ConnectionPool[Connection] | None = None
         self._pid = 0
         self._opening = threading.Lock()
         self._shared: dict[str, SharedCommit[Row, Row]] = {}
-
-    def init_app(self, app: Flask) -> None:
-        app.extensions["db"] = self
 
     def run(self, statement: Statement, **parameters: Any) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows, after the commit."""
@@ -230,9 +228,9 @@ class Database:
                 return
             settings = self.settings
             pool: ConnectionPool[Connection] = ConnectionPool(
-                database_url(settings),
+                self.url,
                 connection_class=Connection,
-                kwargs=connection_options(settings),
+                kwargs=connection_options(settings, self.url),
                 configure=self._configure,
                 min_size=1,
                 max_size=settings.pool_size,
@@ -269,7 +267,7 @@ def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: 
     deadline = time.monotonic() + seconds
     while True:
         try:
-            psycopg.connect(database_url(settings), connect_timeout=3).close()
+            psycopg.connect(migration_url(settings), connect_timeout=3).close()
             return
         except psycopg.OperationalError:
             if time.monotonic() > deadline or is_given_up():
@@ -278,11 +276,26 @@ def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: 
             time.sleep(1)
 
 
-def database_url(settings: Settings) -> str:
-    return settings.database_url or embedded.url(settings.data_dir)
+def writer_url(settings: Settings) -> str:
+    """What requests use."""
+    return settings.database_url or embedded.url(settings.data_dir, "watchpost_writer")
 
 
-def connection_options(settings: Settings) -> dict[str, Any]:
+def owner_url(settings: Settings) -> str:
+    """What operators' commands use."""
+    if settings.owner_database_url or settings.database_url:
+        return settings.owner_database_url or settings.database_url
+    return embedded.url(settings.data_dir, migrations.OWNER)
+
+
+def migration_url(settings: Settings) -> str:
+    """What migrations use: the owner, or whoever may make that role."""
+    if settings.owner_database_url or settings.database_url:
+        return owner_url(settings)
+    return embedded.url(settings.data_dir)
+
+
+def connection_options(settings: Settings, url: str) -> dict[str, Any]:
     """What every connection of the service is opened with (libpq's connection parameters).
 
     A URL's own parameters win, so that `options` can be left out for a pooler that refuses it.
@@ -302,8 +315,14 @@ def connection_options(settings: Settings) -> dict[str, Any]:
             " -c idle_in_transaction_session_timeout=15s"
         ),
     }
-    given = psycopg.conninfo.conninfo_to_dict(database_url(settings))
+    given = psycopg.conninfo.conninfo_to_dict(url)
     return {name: value for name, value in options.items() if name not in given}
 
 
+def init_app(app: Flask, settings: Settings) -> None:
+    app.extensions["db"] = Database(settings, writer_url(settings))
+    app.extensions["owner"] = Database(settings, owner_url(settings))
+
+
 db = cast(Database, LocalProxy(lambda: current_app.extensions["db"]))
+owner = cast(Database, LocalProxy(lambda: current_app.extensions["owner"]))

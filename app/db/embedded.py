@@ -69,10 +69,10 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip()
 
 
-def url(data_dir: str) -> str:
-    """Address of the embedded server's database, whether it runs or not."""
+def url(data_dir: str, role: str = "postgres") -> str:
+    """Address of the embedded server's database for a role, by default the superuser's; whether it runs or not."""
     sockets = _socket_folder(_cluster(data_dir))
-    return f"postgresql://postgres@/{DATABASE}?host={quote(str(sockets), safe='')}"
+    return f"postgresql://{role}@/{DATABASE}?host={quote(str(sockets), safe='')}"
 
 
 @contextmanager

@@ -15,9 +15,11 @@ import signal
 import sys
 import time
 
+import psycopg
+
 from app.auth.keys import SigningKeys
 from app.db import embedded, migrations, partitions
-from app.db.database import database_url, wait_until_up
+from app.db.database import migration_url, wait_until_up, writer_url
 from config.logging import config
 from config.settings import SettingError, load
 
@@ -27,6 +29,10 @@ READY = "ready"
 # How often partitions are looked after, and again when that failed.
 PARTITIONS_SECONDS = 24 * 3600
 PARTITIONS_RETRY_SECONDS = 600
+
+
+class KeeperError(Exception):
+    """The service must not start. The message says why, and what to do."""
 
 
 def main() -> int:
@@ -40,9 +46,18 @@ def main() -> int:
             if not settings.database_url:
                 stack.enter_context(embedded.running(settings.data_dir, patience=3))
             wait_until_up(settings, lambda: _is_over(0))
-            for name in migrations.apply(database_url(settings)):
-                log.info("applied migration", extra={"fields": {"migration": name}})
+            if settings.database_url:
+                _refuse_superuser(settings.database_url)
+            try:
+                for name in migrations.apply(migration_url(settings)):
+                    log.info("applied migration", extra={"fields": {"migration": name}})
+            except psycopg.errors.InsufficientPrivilege:
+                # Whoever deploys in two steps migrates with another role. Until then /readyz says no.
+                log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
             SigningKeys(settings.signing_keys_path).ensure()
+        except (KeeperError, migrations.MigrationError) as error:
+            log.error("can't start: %s", error)
+            return 3
         except SettingError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return 2
@@ -55,7 +70,7 @@ def main() -> int:
         due = time.monotonic()
         while not _is_over(2):
             if time.monotonic() >= due:
-                is_done = partitions.try_to_ensure(database_url(settings))
+                is_done = partitions.try_to_ensure(writer_url(settings))
                 due = time.monotonic() + (PARTITIONS_SECONDS if is_done else PARTITIONS_RETRY_SECONDS)
             if not settings.database_url:
                 try:
@@ -63,6 +78,14 @@ def main() -> int:
                 except Exception as error:
                     log.error("the database does not start: %s", embedded.explain(error))
     return 0
+
+
+def _refuse_superuser(url: str) -> None:
+    """Raises KeeperError: what a superuser may do, a fault in the service could do too."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        found = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+    if found and found[0]:
+        raise KeeperError("WATCHPOST_DATABASE_URL names a superuser: use watchpost_writer, see config/roles.sql")
 
 
 def _is_over(seconds: float) -> bool:

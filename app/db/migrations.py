@@ -1,10 +1,19 @@
-"""The schema: yoyo applies `migrations/`, one process at a time."""
+"""The schema: yoyo reads `migrations/`; here each is applied once, whole, and unchanged.
+
+One process at a time, however many start together. A migration and the note that it was applied are one transaction,
+so an interrupted run goes on where it stopped. One that can't have a transaction (`-- transactional: false`) must bear
+being run twice. Roles and grants (`config/roles.sql`, `config/grants.sql`) follow the schema.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -14,31 +23,87 @@ import yoyo
 
 from app.db import partitions
 
-FOLDER = Path(__file__).resolve().parents[2] / "migrations"
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "migrations"
+ROLES = ROOT / "config" / "roles.sql"
+GRANTS = ROOT / "config" / "grants.sql"
+OWNER = "watchpost_owner"
 # One number for all replicas; any constant does.
 ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"watchpost migrations").digest()[:8], signed=True)
-LOCK_TIMEOUT = "5s"
+# Writers queue behind who waits for a table's lock: each try is shorter than their patience, and there are many.
+LOCK_TIMEOUT = "1s"
+MOST_TRIES = 30
+# lock_not_available, deadlock_detected
+BUSY = {"55P03", "40P01"}
+
+CREATE_CHECKSUMS = """
+CREATE TABLE IF NOT EXISTS migration_checksums (
+    name text PRIMARY KEY,
+    sha256 text NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE migration_checksums IS 'What the applied migrations, and the grants, looked like.';
+COMMENT ON COLUMN migration_checksums.name IS 'The file, without its ending.';
+COMMENT ON COLUMN migration_checksums.sha256 IS 'SHA-256 of the file, in hexadecimal.';
+COMMENT ON COLUMN migration_checksums.recorded_at IS 'Database clock.';
+"""
+RECORD_CHECKSUM = """
+INSERT INTO migration_checksums (name, sha256) VALUES (%s, %s)
+ON CONFLICT (name) DO UPDATE SET sha256 = excluded.sha256, recorded_at = now()
+"""
+SELECT_RIGHTS = """
+SELECT
+    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
+    (
+        SELECT count(*) = 3
+        FROM pg_roles
+        WHERE rolname IN ('watchpost_owner', 'watchpost_writer', 'watchpost_reader')
+    ) AS has_roles,
+    -- By name, so that a role which is not there is no error.
+    EXISTS (SELECT FROM pg_roles WHERE rolname = 'watchpost_owner' AND pg_has_role(oid, 'MEMBER')) AS may_be_owner
+"""
+
+
+class MigrationError(Exception):
+    """A migration can't be applied. The message says which, and what to do."""
 
 
 def apply(url: str) -> list[str]:
-    """Apply what is pending and return its names. Raises psycopg.Error.
+    """Apply what is pending and return its names. Raises MigrationError, psycopg.Error.
 
-    Replicas that start together wait for one another: the first migrates, the others find nothing to do.
+    Replicas that start together wait for one another: the first migrates, the others find nothing to do. A superuser
+    makes the roles first and migrates as their owner. Without roles, and without the right to make them, everything
+    belongs to whoever migrates.
     """
-    with _backend(url) as backend:
-        pending = backend.to_apply(yoyo.read_migrations(str(FOLDER)))
-        backend.apply_migrations(pending)
+    with _alone(url) as lock:
+        rights = _rights(lock)
+        if rights["is_superuser"]:
+            _patiently("roles", lambda: lock.execute(ROLES.read_text(encoding="utf-8")))
+            rights = _rights(lock)
+        elif not rights["has_roles"]:
+            log.warning("one role does everything: a DBA has not run config/roles.sql")
+        with _backend(url, rights["may_be_owner"]) as backend:
+            migrations = yoyo.read_migrations(str(FOLDER))
+            pending = backend.to_apply(migrations)
+            _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
+            for migration in pending:
+                _patiently(migration.id, partial(_apply_one, backend, migration))
+            if rights["has_roles"] and (pending or _recorded(backend).get(GRANTS.stem) != _checksum(GRANTS)):
+                _patiently(GRANTS.stem, lambda: _grant(backend))
         partitions.try_to_ensure(url)
         return [migration.id for migration in pending]
 
 
 def rollback(url: str, to: str | None = None) -> list[str]:
     """Undo applied migrations, newest first, down to and including the one named, or all. Returns their names."""
-    with _backend(url) as backend:
+    with _alone(url) as lock, _backend(url, _rights(lock)["may_be_owner"]) as backend:
         undone = backend.to_rollback(yoyo.read_migrations(str(FOLDER)))
         if to is not None:
             undone = undone.filter(lambda migration: migration.id >= to)
-        backend.rollback_migrations(undone)
+        for migration in undone:
+            _patiently(migration.id, partial(_rollback_one, backend, migration))
         return [migration.id for migration in undone]
 
 
@@ -47,22 +112,104 @@ def names() -> list[str]:
     return [path.stem for path in sorted(FOLDER.glob("*.sql")) if not path.stem.endswith(".rollback")]
 
 
-@contextmanager
-def _backend(url: str) -> Iterator[Any]:
-    # yoyo's own lock is a row that outlives a killed process; this one ends with its connection.
-    with psycopg.connect(url, autocommit=True) as lock:
-        lock.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
-        backend = yoyo.get_backend(_yoyo_url(url))
+def _apply_one(backend: Any, migration: Any) -> None:
+    migration.load()
+    if not migration.use_transactions:
+        migration.process_steps(backend, "apply")
+    with backend.transaction():
+        if migration.use_transactions:
+            migration.process_steps(backend, "apply")
+        backend.mark_one(migration)
+        backend.execute(RECORD_CHECKSUM, (migration.id, _checksum(FOLDER / f"{migration.id}.sql")))
+
+
+def _rollback_one(backend: Any, migration: Any) -> None:
+    migration.load()
+    if not migration.use_transactions:
+        migration.process_steps(backend, "rollback")
+    with backend.transaction():
+        if migration.use_transactions:
+            migration.process_steps(backend, "rollback")
+        backend.unmark_one(migration)
+        backend.execute("DELETE FROM migration_checksums WHERE name = %s", (migration.id,))
+
+
+def _grant(backend: Any) -> None:
+    with backend.transaction():
+        backend.execute(GRANTS.read_text(encoding="utf-8"))
+        backend.execute(RECORD_CHECKSUM, (GRANTS.stem, _checksum(GRANTS)))
+
+
+def _check(backend: Any, applied: list[str]) -> None:
+    """Raises MigrationError when an applied file has changed. A file that has no checksum yet gets one."""
+    recorded = _recorded(backend)
+    for name in applied:
+        checksum = _checksum(FOLDER / f"{name}.sql")
+        if name not in recorded:
+            with backend.transaction():
+                backend.execute(RECORD_CHECKSUM, (name, checksum))
+        elif recorded[name] != checksum:
+            raise MigrationError(f"{name}.sql was changed after it was applied: put it back, and write a new migration")
+
+
+def _recorded(backend: Any) -> dict[str, str]:
+    with backend.transaction():
+        return dict(backend.execute("SELECT name, sha256 FROM migration_checksums").fetchall())
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _patiently(name: str, work: Callable[[], object]) -> None:
+    """Do what needs a lock, and again when somebody holds it. Raises MigrationError when it is held for too long."""
+    for tries_left in reversed(range(MOST_TRIES)):
         try:
-            backend.break_lock()
-            yield backend
-        finally:
-            backend.connection.close()
+            work()
+            return
+        except psycopg.Error as error:
+            if error.sqlstate not in BUSY:
+                raise
+            if not tries_left:
+                raise MigrationError(f"{name}: a table is in use by a long transaction; run this again later") from None
+            log.warning("waiting for a lock", extra={"fields": {"migration": name, "sqlstate": error.sqlstate}})
+            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
 
 
-def _yoyo_url(url: str) -> str:
-    """The same database in yoyo's dialect, with psycopg 3 and the timeouts of a migration."""
+def _rights(connection: psycopg.Connection[Any]) -> dict[str, bool]:
+    cursor = connection.execute(SELECT_RIGHTS)
+    columns = [column.name for column in cursor.description or ()]
+    return dict(zip(columns, cursor.fetchone() or (), strict=True))
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[psycopg.Connection[Any]]:
+    # yoyo's own lock is a row that outlives a killed process; this one ends with its connection.
+    with psycopg.connect(url, autocommit=True, options=f"-c lock_timeout={LOCK_TIMEOUT}") as connection:
+        while not connection.execute("SELECT pg_try_advisory_lock(%s)", [ADVISORY_LOCK]).fetchone()[0]:  # type: ignore[index]
+            time.sleep(0.2)
+        yield connection
+
+
+@contextmanager
+def _backend(url: str, as_owner: bool) -> Iterator[Any]:
+    backend = yoyo.get_backend(_yoyo_url(url, as_owner))
+    try:
+        backend.break_lock()
+        backend.ensure_internal_schema_updated()
+        with backend.transaction():
+            backend.execute(CREATE_CHECKSUMS)
+        yield backend
+    finally:
+        backend.connection.close()
+
+
+def _yoyo_url(url: str, as_owner: bool) -> str:
+    """The same database in yoyo's dialect, with psycopg 3, the timeouts of a migration, and the role that is to own."""
     given = psycopg.conninfo.conninfo_to_dict(url)
-    given.setdefault("options", f"-c lock_timeout={LOCK_TIMEOUT} -c client_min_messages=warning")
+    options = [str(given.get("options", "")), f"-c lock_timeout={LOCK_TIMEOUT} -c client_min_messages=warning"]
+    if as_owner:
+        options.append(f"-c role={OWNER}")
+    given["options"] = " ".join(options).strip()
     database = quote(str(given.pop("dbname", "")))
     return f"postgresql+psycopg:///{database}?{urlencode({name: str(value) for name, value in given.items()})}"

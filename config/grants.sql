@@ -1,0 +1,56 @@
+-- Who may do what. Applied after the migrations, whenever one was applied or this file has changed; running it again
+-- changes nothing. A partition needs no grant: whoever may use its table reaches it through that.
+--
+-- The writer may do what the statements under sql/ do for devices, column by column, and nothing else: it makes no
+-- enrolment, revokes and restores nobody, deletes no evidence, changes no event, sets none of the database's times.
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM watchpost_writer, watchpost_reader, public;
+
+GRANT SELECT ON devices TO watchpost_writer;
+GRANT INSERT (
+    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat
+) ON devices TO watchpost_writer;
+GRANT UPDATE (
+    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat
+) ON devices TO watchpost_writer;
+
+GRANT SELECT ON browser_instances TO watchpost_writer;
+GRANT INSERT (
+    instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
+    extension_version, discovered_at, last_seen
+) ON browser_instances TO watchpost_writer;
+GRANT UPDATE (
+    browser_name, browser_version, profile_name, profile_path, extension_id, extension_version, discovered_at,
+    last_seen
+) ON browser_instances TO watchpost_writer;
+
+GRANT SELECT ON prompts TO watchpost_writer;
+GRANT INSERT (
+    "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,
+    username, page_title, conversation_id, model, action, metadata
+) ON prompts TO watchpost_writer;
+
+GRANT SELECT ON extension_status TO watchpost_writer;
+GRANT INSERT (
+    reported_at, device_id, status_id, instance_id, status, reported_by, metadata
+) ON extension_status TO watchpost_writer;
+
+GRANT SELECT ON compliance_events TO watchpost_writer;
+GRANT INSERT (
+    detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details
+) ON compliance_events TO watchpost_writer;
+
+-- To count uses; whether it is spent, expired or revoked decides the statement.
+GRANT SELECT (enrollment_id, uses, max_uses, expires_at, revoked_at) ON enrollments TO watchpost_writer;
+GRANT UPDATE (uses) ON enrollments TO watchpost_writer;
+
+-- Expired rows go as new ones come.
+GRANT SELECT, INSERT, DELETE, UPDATE (use_id) ON client_assertions TO watchpost_writer;
+
+-- For the readiness probe.
+GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
+GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint) TO watchpost_writer;
+
+GRANT SELECT (
+    device_id, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat, revoked_at
+) ON devices TO watchpost_reader;
+GRANT SELECT ON browser_instances, prompts, extension_status, compliance_events TO watchpost_reader;

@@ -1,0 +1,165 @@
+-- Register devices by their public keys. A retry with the same key updates the metadata and spends no enrolment.
+--
+-- rows  json  array of objects; fields and types are those of `given`; ord counts from 0; event_id and detected_at are
+--             for the compliance event that a conflict leaves behind
+--
+-- Returns  a row for each given row: ord, registered_at,
+--          outcome (created | updated | key_conflict | device_revoked | enrollment_unknown | enrollment_revoked |
+--          enrollment_expired | enrollment_used_up | null: another registration went first; ask again)
+-- Index    enrollments_pkey, devices_pkey, devices_key_thumbprint_key
+-- Locks    the enrolments' rows, so that uses are counted exactly; then the devices' rows; each in key order
+-- Load     one call a shared commit, 1 to 500 rows, once in a device's life
+WITH given AS (
+    SELECT *
+    FROM json_to_recordset(%(rows)s::json) AS r (
+        ord int, enrollment_id uuid, device_id text, public_key_pem text, key_thumbprint text, hostname text,
+        macs text[], ips text[], os jsonb, browsers jsonb, registered_at bigint, event_id uuid, detected_at bigint
+    )
+    -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
+    WHERE r.ord BETWEEN 0 AND 100000
+),
+
+enrollment AS (
+    SELECT
+        enrollment_id,
+        revoked_at,
+        expires_at,
+        uses,
+        max_uses - uses AS uses_left
+    FROM enrollments
+    WHERE enrollment_id IN (SELECT given.enrollment_id FROM given)
+    ORDER BY enrollment_id
+    FOR UPDATE
+),
+
+judged AS (
+    SELECT
+        given.*,
+        enrollment.uses_left,
+        -- Others registered while this waited for the lock, and may have been these very devices.
+        enrollment.uses != enrollment_before.uses AS is_stale,
+        CASE
+            WHEN same_device.key_thumbprint != given.key_thumbprint THEN same_device.device_id
+            ELSE same_key.device_id
+        END AS existing_device_id,
+        CASE
+            WHEN enrollment.enrollment_id IS NULL THEN 'enrollment_unknown'
+            WHEN enrollment.revoked_at IS NOT NULL THEN 'enrollment_revoked'
+            WHEN enrollment.expires_at < now() - interval '60 seconds' THEN 'enrollment_expired'
+            WHEN same_device.revoked_at IS NOT NULL THEN 'device_revoked'
+            WHEN same_device.key_thumbprint != given.key_thumbprint THEN 'key_conflict'
+            WHEN same_key.device_id != given.device_id THEN 'key_conflict'
+            WHEN same_device.device_id IS NOT NULL THEN 'known'
+            ELSE 'new'
+        END AS verdict,
+        greatest(
+            row_number() OVER (PARTITION BY given.device_id ORDER BY given.ord),
+            row_number() OVER (PARTITION BY given.key_thumbprint ORDER BY given.ord)
+        ) AS turn
+    FROM given
+    LEFT JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
+    LEFT JOIN enrollments AS enrollment_before ON given.enrollment_id = enrollment_before.enrollment_id
+    LEFT JOIN devices AS same_device ON given.device_id = same_device.device_id
+    LEFT JOIN devices AS same_key ON given.key_thumbprint = same_key.key_thumbprint
+),
+
+queued AS (
+    SELECT
+        judged.*,
+        row_number() OVER (PARTITION BY judged.enrollment_id, judged.verdict, judged.turn ORDER BY judged.ord) AS place
+    FROM judged
+),
+
+stored AS (
+    INSERT INTO devices AS d (
+        device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at
+    )
+    SELECT
+        device_id,
+        public_key_pem,
+        key_thumbprint,
+        hostname,
+        macs,
+        ips,
+        os,
+        browsers,
+        coalesce(to_timestamp(registered_at / 1000.0), now())
+    FROM queued
+    WHERE turn = 1 AND (verdict = 'known' OR (verdict = 'new' AND place <= uses_left))
+    ORDER BY device_id
+    ON CONFLICT (device_id) DO UPDATE SET
+        public_key_pem = excluded.public_key_pem,
+        key_thumbprint = excluded.key_thumbprint,
+        hostname = excluded.hostname,
+        macs = coalesce(excluded.macs, d.macs),
+        ips = coalesce(excluded.ips, d.ips),
+        os = coalesce(excluded.os, d.os),
+        browsers = coalesce(excluded.browsers, d.browsers)
+    WHERE
+        d.revoked_at IS NULL
+        AND (d.key_thumbprint = excluded.key_thumbprint OR d.key_thumbprint IS NULL)
+    -- xmax is 0 in a row that was inserted and never locked.
+    RETURNING d.device_id, d.registered_at, d.xmax = 0 AS inserted
+),
+
+-- Uses that were meant for devices which another session registered meanwhile.
+vacant AS (
+    SELECT DISTINCT queued.enrollment_id
+    FROM queued
+    LEFT JOIN stored ON queued.device_id = stored.device_id
+    WHERE
+        queued.turn = 1 AND queued.verdict = 'new' AND queued.place <= queued.uses_left
+        AND stored.inserted IS DISTINCT FROM TRUE
+),
+
+spent AS (
+    UPDATE enrollments
+    SET uses = enrollments.uses + taken.uses
+    FROM (
+        SELECT
+            queued.enrollment_id,
+            count(*) AS uses
+        FROM queued
+        INNER JOIN stored ON queued.device_id = stored.device_id
+        WHERE queued.turn = 1 AND queued.verdict = 'new' AND stored.inserted
+        GROUP BY queued.enrollment_id
+    ) AS taken
+    WHERE enrollments.enrollment_id = taken.enrollment_id
+),
+
+-- A clone or a takeover must be visible to whoever reads the existing device's events.
+noticed AS (
+    INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity, details)
+    SELECT
+        detected_at,
+        existing_device_id,
+        event_id,
+        'registration_conflict',
+        'high',
+        jsonb_build_object(
+            'device_id', device_id,
+            'key_thumbprint', key_thumbprint,
+            'hostname', hostname,
+            'enrollment_id', enrollment_id
+        )
+    FROM queued
+    WHERE verdict = 'key_conflict'
+    ORDER BY detected_at, existing_device_id, event_id
+    ON CONFLICT DO NOTHING
+)
+
+SELECT
+    queued.ord,
+    CASE
+        WHEN queued.verdict NOT IN ('known', 'new') THEN queued.verdict
+        WHEN queued.turn > 1 AND queued.verdict = 'new' THEN NULL
+        WHEN queued.verdict = 'new' AND queued.place > queued.uses_left
+            THEN CASE WHEN queued.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
+        WHEN stored.device_id IS NULL THEN NULL
+        WHEN stored.inserted THEN 'created'
+        ELSE 'updated'
+    END AS outcome,
+    stored.registered_at
+FROM queued
+LEFT JOIN stored ON queued.device_id = stored.device_id
+LEFT JOIN vacant ON queued.enrollment_id = vacant.enrollment_id;
