@@ -35,6 +35,9 @@ class Settings:
     owner_database_url: str = setting(
         "", "the same database for migrations and operators' commands, as its owner; empty: `WATCHPOST_DATABASE_URL`"
     )
+    read_database_url: str = setting(
+        "", "where `device list` and `device show` read, such as a standby as `watchpost_reader`; empty: as its owner"
+    )
     data_dir: str = setting(".data", "where the embedded PostgreSQL and the signing keys live", "folder")
     postgresql_programs: str = setting(
         "", "programs that the embedded PostgreSQL runs, such as `/usr/lib/postgresql/15/bin`; empty: its own", "folder"
@@ -93,7 +96,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     settings = dataclasses.replace(settings, issuer=settings.issuer.rstrip("/"))
     if not _is_address(settings.issuer):
         raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
-    for name in ("database_url", "owner_database_url"):
+    for name in ("database_url", "owner_database_url", "read_database_url"):
         address = getattr(settings, name)
         if address and urlsplit(address).scheme not in ("postgresql", "postgres"):
             raise SettingError(f"{PREFIX}{name.upper()} must be a postgresql:// URL.")

@@ -18,8 +18,6 @@ from app.db import embedded
 from tests.service import ROOT
 
 PORT = 6432
-# Those of a role, for the tests' superuser has none.
-TIMEOUTS = "SET statement_timeout = 5000; SET lock_timeout = 1000"
 USERS = ("postgres", "watchpost_owner", "watchpost_writer", "watchpost_reader")
 
 
@@ -41,7 +39,7 @@ def running(server: str) -> Iterator[str]:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "config" / "pgbouncer.ini")
     # What differs here: any database of the server, sockets instead of ports, nobody has a password.
-    settings["databases"] = {"*": f"host={server} connect_query='{TIMEOUTS}'"}
+    settings["databases"] = {"*": f"host={server}"}
     settings["pgbouncer"].update(
         {
             "listen_addr": "",

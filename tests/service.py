@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import psycopg
 
@@ -27,8 +27,8 @@ KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
 def as_role(url: str, role: str) -> str:
     """The same database for another role: owner, writer or reader."""
     given = psycopg.conninfo.conninfo_to_dict(url)
-    port = f"&port={given['port']}" if "port" in given else ""
-    return f"postgresql://watchpost_{role}@/{given['dbname']}?host={quote(str(given['host']), safe='')}{port}"
+    database, _ = given.pop("dbname"), given.pop("user")
+    return f"postgresql://watchpost_{role}@/{database}?{urlencode(given, quote_via=quote)}"
 
 
 class Answer:

@@ -120,6 +120,7 @@ def test_killed_backends_cost_no_request(
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 400}]
 
 
+@pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
 def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
     client: FlaskClient,
     device: Agent,

@@ -242,6 +242,7 @@ def test_a_wrong_setting_stops_the_start_with_its_name(folder: Path) -> None:
         ("ISSUER", "ftp://x"),
         ("ISSUER", "example.com"),
         ("DATABASE_URL", "mysql://x/y"),
+        ("READ_DATABASE_URL", "mysql://x/y"),
         ("PREPARE_STATEMENTS", "perhaps"),
         ("LOG_LEVEL", "loud"),
     ],

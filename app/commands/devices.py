@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from app.commands.shell import as_json, show, show_one, with_database
-from app.db import Statement, owner, statement
+from app.db import Database, Statement, owner, reader, statement
 
 SELECT_DEVICES = statement("devices/select_devices")
 SELECT_DEVICE = statement("devices/select_device")
@@ -27,7 +27,7 @@ def device() -> None:
 @with_database
 def list_(limit: int, as_json: bool) -> None:
     """List devices, by id."""
-    found = owner.run(SELECT_DEVICES, after="", amount=limit + 1)
+    found = reader.run(SELECT_DEVICES, after="", amount=limit + 1)
     columns = ("device_id", "hostname", "registered_at", "last_heartbeat", "revoked_at", "has_key")
     show(found[:limit], columns, as_json)
     if len(found) > limit:
@@ -40,7 +40,7 @@ def list_(limit: int, as_json: bool) -> None:
 @with_database
 def show_(device_id: str, as_json: bool) -> None:
     """Show what is known of a device."""
-    _run(SELECT_DEVICE, device_id, as_json)
+    _run(SELECT_DEVICE, device_id, as_json, reader)
 
 
 @device.command()
@@ -70,8 +70,8 @@ def forget_key(device_id: str, as_json: bool) -> None:
     _run(FORGET_KEY, device_id, as_json)
 
 
-def _run(wanted: Statement, device_id: str, as_json: bool) -> None:
-    found = owner.run(wanted, device_id=device_id) if device_id.isprintable() else []
+def _run(wanted: Statement, device_id: str, as_json: bool, database: Database = owner) -> None:
+    found = database.run(wanted, device_id=device_id) if device_id.isprintable() else []
     if not found:
         raise click.ClickException("there is no such device")
     show_one(found[0], as_json)

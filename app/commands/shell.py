@@ -15,7 +15,7 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from app import problems
-from app.db import embedded, owner
+from app.db import embedded, owner, reader
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +53,7 @@ def with_database(command: Command) -> Command:
                 if not settings.database_url:
                     stack.enter_context(embedded.running(settings.data_dir))
                 stack.callback(owner.close)
+                stack.callback(reader.close)
                 return command(*args, **kwargs)
         except embedded.EmbeddedError as error:
             raise click.ClickException(str(error)) from None

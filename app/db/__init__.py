@@ -1,9 +1,10 @@
 """The database: the only room that knows psycopg. Statements come from `sql/`, one file each.
 
-`db` is the database as requests may use it, `owner` as operators' commands may.
+`db` is the database as requests may use it, `owner` as operators' commands may, `reader` as what only
+reads may: it can be a standby, which is behind, so nothing is decided by what it says.
 """
 
-from app.db.database import Database, db, owner
+from app.db.database import Database, db, owner, reader
 from app.db.statements import Statement, statement
 
-__all__ = ["Database", "Statement", "db", "owner", "statement"]
+__all__ = ["Database", "Statement", "db", "owner", "reader", "statement"]

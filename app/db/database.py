@@ -322,7 +322,9 @@ def connection_options(settings: Settings, url: str) -> dict[str, Any]:
 def init_app(app: Flask, settings: Settings) -> None:
     app.extensions["db"] = Database(settings, writer_url(settings))
     app.extensions["owner"] = Database(settings, owner_url(settings))
+    app.extensions["reader"] = Database(settings, settings.read_database_url or owner_url(settings))
 
 
 db = cast(Database, LocalProxy(lambda: current_app.extensions["db"]))
 owner = cast(Database, LocalProxy(lambda: current_app.extensions["owner"]))
+reader = cast(Database, LocalProxy(lambda: current_app.extensions["reader"]))
