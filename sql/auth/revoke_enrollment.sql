@@ -7,6 +7,6 @@
 -- Locks    the enrolment's row
 -- Load     operators only
 UPDATE enrollments
-SET revoked_at = coalesce(revoked_at, now())
+SET revoked_at = least(revoked_at, now())
 WHERE enrollment_id = %(enrollment_id)s
 RETURNING enrollment_id, revoked_at;

@@ -20,21 +20,11 @@ SELECT
     CASE
         -- Null-safe: two nulls are the same content.
         WHEN
-            EXISTS (
-                SELECT
-                    given.instance_id,
-                    given.event_type,
-                    given.severity,
-                    given.user_context,
-                    given.details
-                INTERSECT
-                SELECT
-                    compliance_events.instance_id,
-                    compliance_events.event_type,
-                    compliance_events.severity,
-                    compliance_events.user_context,
-                    compliance_events.details
-            )
+            (given.instance_id IS NOT DISTINCT FROM compliance_events.instance_id)
+            AND (given.event_type IS NOT DISTINCT FROM compliance_events.event_type)
+            AND (given.severity IS NOT DISTINCT FROM compliance_events.severity)
+            AND (given.user_context IS NOT DISTINCT FROM compliance_events.user_context)
+            AND (given.details IS NOT DISTINCT FROM compliance_events.details)
             THEN 'duplicate'
         ELSE 'conflict'
     END AS outcome,

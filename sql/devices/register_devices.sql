@@ -32,6 +32,25 @@ enrollment AS (
     FOR UPDATE
 ),
 
+-- Looked up apart: an outer join with a table that is spread over machines would fetch all of it.
+same_device AS (
+    SELECT
+        given.ord,
+        devices.device_id,
+        devices.key_thumbprint,
+        devices.revoked_at
+    FROM given
+    INNER JOIN devices ON given.device_id = devices.device_id
+),
+
+same_key AS (
+    SELECT
+        given.ord,
+        devices.device_id
+    FROM given
+    INNER JOIN devices ON given.key_thumbprint = devices.key_thumbprint
+),
+
 judged AS (
     SELECT
         given.*,
@@ -59,8 +78,8 @@ judged AS (
     FROM given
     LEFT JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
     LEFT JOIN enrollments AS enrollment_before ON given.enrollment_id = enrollment_before.enrollment_id
-    LEFT JOIN devices AS same_device ON given.device_id = same_device.device_id
-    LEFT JOIN devices AS same_key ON given.key_thumbprint = same_key.key_thumbprint
+    LEFT JOIN same_device ON given.ord = same_device.ord
+    LEFT JOIN same_key ON given.ord = same_key.ord
 ),
 
 queued AS (

@@ -7,6 +7,6 @@
 -- Locks    the device's row
 -- Load     operators only
 UPDATE devices
-SET revoked_at = coalesce(revoked_at, now())
+SET revoked_at = least(revoked_at, now())
 WHERE device_id = %(device_id)s
 RETURNING device_id, revoked_at;

@@ -20,19 +20,10 @@ SELECT
     CASE
         -- Null-safe: two nulls are the same content.
         WHEN
-            EXISTS (
-                SELECT
-                    given.instance_id,
-                    given.status,
-                    given.reported_by,
-                    given.metadata
-                INTERSECT
-                SELECT
-                    extension_status.instance_id,
-                    extension_status.status,
-                    extension_status.reported_by,
-                    extension_status.metadata
-            )
+            (given.instance_id IS NOT DISTINCT FROM extension_status.instance_id)
+            AND (given.status IS NOT DISTINCT FROM extension_status.status)
+            AND (given.reported_by IS NOT DISTINCT FROM extension_status.reported_by)
+            AND (given.metadata IS NOT DISTINCT FROM extension_status.metadata)
             THEN 'duplicate'
         ELSE 'conflict'
     END AS outcome,

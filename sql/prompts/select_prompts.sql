@@ -21,37 +21,19 @@ SELECT
     CASE
         -- Null-safe: two nulls are the same content.
         WHEN
-            EXISTS (
-                SELECT
-                    given.instance_id,
-                    given.site,
-                    given.url,
-                    given.prompt,
-                    given.browser_name,
-                    given.browser_version,
-                    given.profile_name,
-                    given.username,
-                    given.page_title,
-                    given.conversation_id,
-                    given.model,
-                    given.action,
-                    given.metadata
-                INTERSECT
-                SELECT
-                    prompts.instance_id,
-                    prompts.site,
-                    prompts.url,
-                    prompts.prompt,
-                    prompts.browser_name,
-                    prompts.browser_version,
-                    prompts.profile_name,
-                    prompts.username,
-                    prompts.page_title,
-                    prompts.conversation_id,
-                    prompts.model,
-                    prompts.action,
-                    prompts.metadata
-            )
+            (given.instance_id IS NOT DISTINCT FROM prompts.instance_id)
+            AND (given.site IS NOT DISTINCT FROM prompts.site)
+            AND (given.url IS NOT DISTINCT FROM prompts.url)
+            AND (given.prompt IS NOT DISTINCT FROM prompts.prompt)
+            AND (given.browser_name IS NOT DISTINCT FROM prompts.browser_name)
+            AND (given.browser_version IS NOT DISTINCT FROM prompts.browser_version)
+            AND (given.profile_name IS NOT DISTINCT FROM prompts.profile_name)
+            AND (given.username IS NOT DISTINCT FROM prompts.username)
+            AND (given.page_title IS NOT DISTINCT FROM prompts.page_title)
+            AND (given.conversation_id IS NOT DISTINCT FROM prompts.conversation_id)
+            AND (given.model IS NOT DISTINCT FROM prompts.model)
+            AND (given.action IS NOT DISTINCT FROM prompts.action)
+            AND (given.metadata IS NOT DISTINCT FROM prompts.metadata)
             THEN 'duplicate'
         ELSE 'conflict'
     END AS outcome,
