@@ -1,2 +1,5 @@
 -- Loses nothing: a constraint that holds may stay so, and 0008 drops it.
-SELECT 1;
+DO $$
+BEGIN
+END
+$$;

@@ -1,5 +1,5 @@
--- Loses nothing: every row is copied back into one table. That takes minutes for some ten million rows, the tables
--- locked all the while, and as much disk again.
+-- Loses nothing: every row is copied back into one table. That takes a minute or more for ten million rows, the
+-- tables locked all the while, and as much disk again.
 DO $$
 DECLARE
     kept record;

@@ -24,7 +24,7 @@ from app.db.statements import statement
 from config.settings import Settings
 from tests.agent import Agent
 from tests.checks import at_once
-from tests.service import ROOT, Service, serving
+from tests.service import ROOT, Service, as_role, serving
 from tests.test_service import registered, wait_for
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -75,6 +75,8 @@ EVENT = Kind(
     {"event_type": "tamper_detected", "severity": "low"},
     {"severity": "high"},
 )
+# As a batch names them, in the order in which it stores them.
+TYPES = [("prompt", PROMPT), ("extension_status", STATUS), ("compliance_event", EVENT)]
 KINDS = pytest.mark.parametrize("kind", [PROMPT, STATUS, EVENT], ids=lambda kind: kind.table)
 
 
@@ -91,6 +93,16 @@ def ms(moment: datetime) -> int:
 
 def name(kind: Kind, ahead: int = 0) -> str:
     return f"{kind.table}_{month(ahead):%Y%m}"
+
+
+def unmake(connection: psycopg.Connection[Any], *kinds: Kind) -> None:
+    """Have this month's rows in the default partition, as if nobody had made the month's in time."""
+    for kind in kinds:
+        connection.execute(f"LOCK TABLE {kind.table} IN ACCESS EXCLUSIVE MODE")
+    for kind in kinds:
+        connection.execute(f"ALTER TABLE {kind.table} DETACH PARTITION {name(kind)}")
+        connection.execute(f"INSERT INTO {kind.table} SELECT * FROM {name(kind)}")
+        connection.execute(f"DROP TABLE {name(kind)}")
 
 
 @pytest.fixture
@@ -165,6 +177,61 @@ def test_a_missing_partition_loses_nothing_and_its_rows_move_when_it_is_made(
     assert rows(f"SELECT * FROM {kind.table} ORDER BY 1") == stored
 
 
+def test_a_batch_across_partitions_is_stored_once_and_conflicts_where_it_differs(
+    client: FlaskClient, device: Agent, headers: Any, where: Any
+) -> None:
+    times = [ms(month(-6)), ms(month(-1)), ms(month()) - 1, ms(month())]
+    bodies = [(type_, kind, kind.body(device, at)) for at in times for type_, kind in TYPES]
+    items = [{"type": type_, "body": body} for type_, _, body in bodies]
+    others = [{"type": type_, "body": {**body, **kind.other}} for type_, kind, body in bodies]
+
+    def send(items: list[Any]) -> set[int]:
+        answer = client.post("/api/batch", json={"items": items}, headers=headers)
+        return {result["status"] for result in answer.get_json()["results"]}
+
+    assert [send(items), send(items[::-1]), send(others)] == [{201}, {200}, {409}]
+    for _, kind in TYPES:
+        assert where(kind) == {
+            f"{kind.table}_default": times[:1],
+            name(kind, -1): times[1:3],
+            name(kind): times[3:],
+        }
+
+
+def test_batches_of_all_kinds_wait_for_their_partitions_and_never_deadlock(
+    app: Any, device: Agent, headers: Any, rows: Rows, where: Any, database_url: str
+) -> None:
+    over = threading.Event()
+    sent: list[int] = []
+
+    def write() -> set[int]:
+        client, found = app.test_client(), set()
+        while not over.is_set():
+            at = int(time.time() * 1000)
+            items = [{"type": type_, "body": kind.body(device, at)} for type_, kind in TYPES[::-1] for _ in range(5)]
+            answer = client.post("/api/batch", json={"items": items}, headers=headers)
+            found |= {result["status"] for result in answer.get_json()["results"]}
+            sent.append(5)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write) for _ in range(3)]
+        try:
+            for _ in range(3):
+                with psycopg.connect(database_url) as connection:
+                    unmake(connection, *(kind for _, kind in TYPES))
+                before = len(sent)
+                wait_for(lambda before=before: len(sent) > before + 5)  # type: ignore[misc]
+                made = partitions.ensure(database_url)
+                assert [each["name"] for each in made] == [name(kind) for _, kind in TYPES]
+                assert all(each["moved"] > 0 for each in made)
+        finally:
+            over.set()
+        assert [writer.result(30) for writer in writers] == [{201}] * 3
+    for _, kind in TYPES:
+        assert {table: len(times) for table, times in where(kind).items()} == {name(kind): sum(sent)}
+
+
 def test_ensuring_twice_makes_nothing_the_second_time(rows: Rows, ensure: Any) -> None:
     rows(f"DROP TABLE {name(PROMPT, 1)}, {name(EVENT, 3)}")
     assert ensure() == [name(PROMPT, 1), name(EVENT, 3)]
@@ -203,13 +270,21 @@ def test_a_table_that_has_a_partitions_name_is_left_alone(app: Any, rows: Rows, 
     assert f"{name(PROMPT)}: another table is called so" in result.stderr
 
 
-def test_not_everybody_may_make_partitions(rows: Rows) -> None:
-    found = rows("""
-        SELECT has_function_privilege('pg_monitor', oid, 'EXECUTE') AS may, prosecdef, proconfig
-        FROM pg_proc WHERE proname = 'ensure_partitions'
-    """)
-    assert [(row["may"], row["prosecdef"]) for row in found] == [(False, True)]
-    assert found[0]["proconfig"][0].startswith("search_path=pg_catalog")
+def test_the_writer_makes_partitions_by_the_function_alone_and_the_reader_makes_none(
+    rows: Rows, database_url: str
+) -> None:
+    rows(f"DROP TABLE {name(PROMPT)}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        partitions.ensure(as_role(database_url, "reader"))
+    writer = as_role(database_url, "writer")
+    with psycopg.connect(writer) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(f"CREATE TABLE {name(PROMPT)} (LIKE prompts)")
+    assert [each["name"] for each in partitions.ensure(writer)] == [name(PROMPT)]
+    owner = "SELECT tableowner FROM pg_tables WHERE tablename = ANY (%s)"
+    assert {row["tableowner"] for row in rows(owner, [name(PROMPT), "prompts"])} == {"watchpost_owner"}
+    assert rows("SELECT proconfig[1] AS path FROM pg_proc WHERE proname = 'ensure_partitions'") == [
+        {"path": "search_path=pg_catalog, public, pg_temp"}
+    ]
 
 
 def test_a_list_shows_bounds_rows_and_sizes(app: Any, rows: Rows, operate: Any) -> None:
@@ -284,11 +359,9 @@ class Traffic:
 
 
 @pytest.fixture
-def service(database_url: str, settings: Settings, tmp_path: Path, rows: Rows) -> Iterator[Service]:
-    """A running service that has looked after its partitions, as it does when it starts, and won't for a day."""
+def service(database_url: str, settings: Settings, tmp_path: Path) -> Iterator[Service]:
+    """A running service. It looks after its partitions once, soon after the start, and may be faster than a test."""
     with serving(tmp_path, database_url=database_url, signing_keys=settings.signing_keys_path) as service:
-        rows(f"DROP TABLE {name(PROMPT, 3)}")
-        wait_for(lambda: rows("SELECT to_regclass(%s) AS made", name(PROMPT, 3))[0]["made"] is not None)
         yield service
 
 
@@ -298,36 +371,30 @@ def test_rows_move_to_their_partition_while_others_write_and_read(
 ) -> None:
     agent, token = registered(service)
     traffic = Traffic(service, agent, token, rows, kind)
+    made: list[dict[str, Any]] = []
     with traffic.running(database_url):
         traffic.goes_on()
         for _ in range(3):
-            # As if nobody had made this month's partition.
             with psycopg.connect(database_url) as connection:
-                connection.execute(f"LOCK TABLE {kind.table} IN ACCESS EXCLUSIVE MODE")
-                connection.execute(f"ALTER TABLE {kind.table} DETACH PARTITION {name(kind)}")
-                connection.execute(f"INSERT INTO {kind.table} SELECT * FROM {name(kind)}")
-                connection.execute(f"DROP TABLE {name(kind)}")
+                unmake(connection, kind)
             traffic.goes_on()
-            assert name(kind) not in where(kind)
-            made = partitions.ensure(database_url)
-            assert [(each["name"], each["outcome"], each["moved"] > 40) for each in made] == [
-                (name(kind), "created", True)
-            ]
+            made += partitions.ensure(database_url)
             traffic.goes_on()
     traffic.assert_nothing_is_lost_or_doubled()
     assert list(where(kind)) == [name(kind)]
+    assert {(each["name"], each["outcome"], each["moved"] > 0) for each in made} == {(name(kind), "created", True)}
 
 
 def test_coming_months_are_attached_while_others_write_and_hold_the_table(
     service: Service, rows: Rows, database_url: str
 ) -> None:
-    rows(f"DROP TABLE {name(PROMPT, 2)}, {name(PROMPT, 3)}")
     agent, token = registered(service)
     traffic = Traffic(service, agent, token, rows, PROMPT)
     with traffic.running(database_url), psycopg.connect(database_url) as open_writer:
         traffic.goes_on()
         open_writer.execute(f"LOCK TABLE ONLY prompts, ONLY {name(PROMPT)} IN ROW EXCLUSIVE MODE")
-        assert [each["name"] for each in partitions.ensure(database_url)] == [name(PROMPT, 2), name(PROMPT, 3)]
+        made = partitions.ensure(database_url, partitions.MONTHS_AHEAD + 2)
+        assert [each["outcome"] for each in made] == ["created"] * 6
         traffic.goes_on()
     traffic.assert_nothing_is_lost_or_doubled()
 
@@ -438,7 +505,8 @@ keeper.PARTITIONS_SECONDS = keeper.PARTITIONS_RETRY_SECONDS = 1
 sys.exit(keeper.main())
 """
     environment = {
-        "WATCHPOST_DATABASE_URL": database_url,
+        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
+        "WATCHPOST_OWNER_DATABASE_URL": as_role(database_url, "owner"),
         "WATCHPOST_SIGNING_KEYS": str(settings.signing_keys_path),
         "PATH": "/usr/bin:/bin",
     }

@@ -6,7 +6,7 @@
 -- Returns  a row for each month that had none: name (of the partition), moved (rows taken from the default partition),
 --          outcome (created | too_many_strays | name_taken: another table is called so)
 -- Locks    an advisory lock; for a coming month the default partition, while it is read once; for a month that rows
---          come in for already the whole table, while they move: some 10,000 a second
+--          come in for already the whole table, while they move: 50,000 in half a second
 -- Load     one call a day and host, and one after each migration
 SELECT
     name,
