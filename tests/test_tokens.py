@@ -26,6 +26,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from werkzeug.test import TestResponse
 
 from app import Watchpost, scopes
+from app.auth import jws
 from config.settings import Settings
 from tests.agent import ASSERTION_TYPE, Agent
 
@@ -449,6 +450,24 @@ def test_strangers_do_not_learn_which_devices_exist(
     ]
     assert_refused(answers[0], 401, "invalid_client")
     assert len({(answer.status_code, answer.data, str(answer.headers)) for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_signature_is_verified_whether_or_not_there_is_such_a_device_or_key(
+    kind: str, register: Callable[..., Agent], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [register(Agent(key=make())).device_id for make in KEYS.values()]
+    verified: list[str] = []
+    decode = jws.jwt.decode
+    monkeypatch.setattr(
+        jws.jwt, "decode", lambda text, *rest, **more: verified.append(text) or decode(text, *rest, **more)
+    )
+    key = KEYS[kind]()
+    for name in (*known, "nobody"):
+        assertion = Agent(name, key).assertion(TOKEN_ENDPOINT)
+        assert_refused(ask(assertion), 401, "invalid_client")
+        assert verified == [assertion]
+        verified.clear()
 
 
 def test_a_revoked_device_gets_no_token_until_it_is_restored(

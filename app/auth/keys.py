@@ -96,6 +96,21 @@ def device_key(text: str) -> DeviceKey:
     return DeviceKey(pem, jwk.thumbprint(), algorithm, jwk)
 
 
+def _nobodys_keys() -> dict[str, DeviceKey]:
+    """A key of each algorithm whose private half nobody has."""
+    public = (
+        ec.generate_private_key(ec.SECP256R1()).public_key(),
+        ed25519.Ed25519PrivateKey.generate().public_key(),
+        # To make a real one takes long, and nothing that it verifies is believed.
+        rsa.RSAPublicNumbers(65537, 2**2048 - 1).public_key(),
+    )
+    pems = (key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode() for key in public)
+    return {key.algorithm: key for key in map(device_key, pems)}
+
+
+NOBODYS_KEYS = _nobodys_keys()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
     version: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from typing import Any
@@ -28,7 +29,7 @@ from werkzeug.datastructures import MultiDict
 from app import scopes
 from app.auth import jws
 from app.auth.guard import auth
-from app.auth.keys import SIGNING_ALGORITHM, DeviceKey, device_key
+from app.auth.keys import NOBODYS_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
 from app.db import db, statement
 from app.limits import REPORTS, limits
 
@@ -64,18 +65,21 @@ class DeviceClient:
 
 
 def query_client(device_id: str) -> DeviceClient | None:
+    """The device. One that there is not gets a key that nobody has, so that to refuse it takes as long."""
     if not jws.is_name(device_id, 128):
         return None
     found = db.run(SELECT_KEY, device_id=device_id)
-    if not found:
-        return None
-    return DeviceClient(device_id, device_key(found[0]["public_key_pem"]), found[0]["revoked_at"] is not None)
+    pem, revoked_at = (
+        (found[0]["public_key_pem"], found[0]["revoked_at"]) if found else (NOBODYS_KEYS[SIGNING_ALGORITHM].pem, None)
+    )
+    return DeviceClient(device_id, device_key(pem), revoked_at is not None)
 
 
 class ClientAssertion(JWTBearerClientAssertion):
     """Authlib's RFC 7523 client authentication, with what it leaves to us: headers, lifetimes, each jti once.
 
-    Until the signature is verified every failure reads the same, so that nobody learns which devices exist.
+    Until the signature is verified every failure reads the same and takes the same time, so that nobody learns which
+    devices exist, nor what kind of key one has.
     """
 
     def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,6 +103,11 @@ class ClientAssertion(JWTBearerClientAssertion):
 
     def process_assertion_claims(self, assertion: str, resolve_key: Any) -> dict[str, Any]:
         key: DeviceKey = resolve_key
+        algorithm = jws.unverified(assertion)[0].get("alg")
+        if isinstance(algorithm, str) and algorithm != key.algorithm and algorithm in NOBODYS_KEYS:
+            # It is refused below; the time it takes must not tell that the key is of another kind.
+            with contextlib.suppress(jws.TokenRefused):
+                jws.verified(assertion, NOBODYS_KEYS[algorithm].jwk, algorithm)
         try:
             header, claims = jws.verified(assertion, key.jwk, key.algorithm)
         except jws.TokenRefused:
