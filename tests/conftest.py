@@ -23,7 +23,7 @@ from app.db import embedded, migrations
 from config.settings import Settings
 from tests import pgbouncer
 from tests.agent import Agent
-from tests.service import as_role
+from tests.service import Service, as_role
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
@@ -38,9 +38,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With PgBouncer in between: the tests that make an application, but for those marked `direct`, with the reason."""
+    """With PgBouncer in between: the tests that make an application or start a service on the given database.
+
+    Not those marked `direct`, with the reason.
+    """
     if config.option.pgbouncer:
-        chosen = [item for item in items if "settings" in item.fixturenames and not item.get_closest_marker("direct")]
+        chosen = [
+            item
+            for item in items
+            if ("settings" in item.fixturenames or {"folder", "database_url"} <= set(item.fixturenames))
+            and not item.get_closest_marker("direct")
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 
@@ -88,13 +96,14 @@ def database_url(postgresql: psycopg.Connection[Any]) -> str:
     return f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def pooler(server: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
     """A PgBouncer in front of the server if the run is to have one; the value is the folder of its socket."""
     if not request.config.option.pgbouncer:
         yield None
         return
     with pgbouncer.running(server) as sockets:
+        Service.poolers[server] = sockets
         yield sockets
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import psycopg
 
 from app.db import embedded
-from tests.service import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PORT = 6432
 USERS = ("postgres", "watchpost_owner", "watchpost_writer", "watchpost_reader")

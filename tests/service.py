@@ -19,6 +19,8 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 
+from tests import pgbouncer
+
 ROOT = Path(__file__).resolve().parents[1]
 # What the whole run has in common.
 KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
@@ -48,6 +50,9 @@ class Service:
     database_url: of the superuser; the service gets those of its own roles.
     """
 
+    # The PgBouncer that requests' statements go through, by the server behind it: the folders of their sockets.
+    poolers: dict[str, str] = {}
+
     def __init__(self, folder: Path, **settings: Any) -> None:
         if url := settings.pop("database_url", None):
             settings = {
@@ -55,6 +60,11 @@ class Service:
                 "owner_database_url": as_role(url, "owner"),
                 **settings,
             }
+            if pooler := self.poolers.get(str(psycopg.conninfo.conninfo_to_dict(url)["host"])):
+                settings |= {
+                    "database_url": pgbouncer.url(settings["database_url"], pooler),
+                    "prepare_statements": False,
+                }
         self.bind = str(settings.get("bind") or f"127.0.0.1:{free_port()}")
         self.url = f"http://{self.bind}"
         self.log = folder / f"service-{time.monotonic_ns()}.log"
