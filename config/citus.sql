@@ -19,6 +19,11 @@ CREATE INDEX IF NOT EXISTS devices_key_thumbprint_idx ON devices (key_thumbprint
 SELECT create_reference_table('enrollments')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'enrollments'::regclass);
 
+-- Joined by is_held(), which runs where the rows are.
+SELECT create_reference_table('legal_holds')
+WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'legal_holds'::regclass);
+SELECT create_distributed_function('is_held(text, bigint)');
+
 SELECT create_distributed_table('devices', 'device_id')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'devices'::regclass);
 

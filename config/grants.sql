@@ -10,7 +10,7 @@ GRANT INSERT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat
 ) ON devices TO watchpost_writer;
 GRANT UPDATE (
-    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat
+    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat, archived_at
 ) ON devices TO watchpost_writer;
 
 GRANT SELECT ON browser_instances TO watchpost_writer;
@@ -20,7 +20,7 @@ GRANT INSERT (
 ) ON browser_instances TO watchpost_writer;
 GRANT UPDATE (
     browser_name, browser_version, profile_name, profile_path, extension_id, extension_version, discovered_at,
-    last_seen
+    last_seen, archived_at
 ) ON browser_instances TO watchpost_writer;
 
 GRANT SELECT ON prompts TO watchpost_writer;
@@ -50,7 +50,9 @@ GRANT SELECT, INSERT, DELETE, UPDATE (use_id) ON client_assertions TO watchpost_
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
 GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint) TO watchpost_writer;
 
+-- Neither keys nor enrolments nor what operators did.
 GRANT SELECT (
-    device_id, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat, revoked_at
+    device_id, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat, revoked_at,
+    archived_at
 ) ON devices TO watchpost_reader;
 GRANT SELECT ON browser_instances, prompts, extension_status, compliance_events TO watchpost_reader;

@@ -90,7 +90,7 @@ def test_a_new_instance_is_stored_with_every_column(send, device, rows, route):
     stored = rows("SELECT * FROM browser_instances")
     assert len(stored) == 1
     created_at, last_seen = stored[0].pop("created_at"), stored[0].pop("last_seen")
-    assert stored == [{"instance_id": "instance", "device_id": device.device_id, **METADATA}]
+    assert stored == [{"instance_id": "instance", "device_id": device.device_id, **METADATA, "archived_at": None}]
     assert before <= created_at <= rows("SELECT now()")[0]["now"]
     assert last_seen == (created_at if route == HEARTBEAT else None)
 

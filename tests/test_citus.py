@@ -26,6 +26,7 @@ CITUS_ITSELF = """
 CREATE TABLE citus_tables (table_name regclass PRIMARY KEY);
 CREATE FUNCTION create_reference_table(name regclass) RETURNS void
 LANGUAGE sql AS 'INSERT INTO citus_tables VALUES ($1)';
+CREATE FUNCTION create_distributed_function(name regprocedure) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION create_distributed_table(name regclass, key text, colocate_with text DEFAULT 'default') RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

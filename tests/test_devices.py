@@ -174,6 +174,7 @@ def test_a_new_device_is_stored_with_every_column(enrol, rows, now_ms):
             "registered_at": registered_at,
             "last_heartbeat": None,
             "revoked_at": None,
+            "archived_at": None,
         }
     ]
     assert answer.json["device_id"] == agent.device_id

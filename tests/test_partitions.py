@@ -455,7 +455,9 @@ def test_what_is_stored_becomes_the_first_partition_uncopied_and_comes_back_whol
 
     migrations.rollback(database_url, to="0010")
     assert where(kind) == {kind.table: [*times, later]}
-    assert rows(f"SELECT * FROM {kind.table} ORDER BY 1")[:4] == before
+    # Columns of later migrations are gone by now.
+    after = rows(f"SELECT * FROM {kind.table} ORDER BY 1")[:4]
+    assert after == [{name: row[name] for name in after[0]} for row in before]
     assert rows(may, kind.table, kind.table) == [{"a": True, "b": True}]
     migrations.apply(database_url)
     assert where(kind) == {f"{kind.table}_before_{month(4):%Y%m}": [*times, later]}

@@ -112,7 +112,7 @@ class EventTests:
         assert answer.status_code == 201, answer.text
         row = stored()[0]
         assert datetime.fromisoformat(answer.json["created_at"]) == row.pop("created_at")
-        assert row == {**body, self.id: uuid.UUID(body[self.id])}
+        assert row == {**body, self.id: uuid.UUID(body[self.id]), "erased_at": None}
 
     def test_the_answer_carries_ids_and_times(self, post, body):
         answer = post(body).json
@@ -143,7 +143,7 @@ class EventTests:
 
     def test_every_column_has_its_tests(self, rows):
         columns = rows("SELECT column_name FROM information_schema.columns WHERE table_name = %s", self.table)
-        names = {column["column_name"] for column in columns} - {"created_at", self.time}
+        names = {column["column_name"] for column in columns} - {"created_at", "erased_at", self.time}
         assert set(self.wrong) == names
         assert set(self.other) == set(self.fields) == names - {"device_id", self.id}
 

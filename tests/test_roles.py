@@ -193,3 +193,36 @@ def _when_it_answers(service: Service) -> Any:
         except OSError:
             assert time.monotonic() < deadline, service.log.read_text()
             time.sleep(0.05)
+
+
+def test_what_an_older_release_made_is_handed_over_and_its_role_goes_on(
+    database_url: str, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    rows("CREATE ROLE older LOGIN")
+    try:
+        for table in ("devices", "prompts", "client_assertions"):
+            rows(f"ALTER TABLE {table} OWNER TO older")
+        rows("ALTER FUNCTION ensure_partitions OWNER TO postgres")
+        migrations.apply(database_url)
+        test_everything_belongs_to_the_owner(rows)
+        with psycopg.connect(as_role(database_url, "writer").replace("watchpost_writer", "older")) as connection:
+            connection.execute("INSERT INTO devices (device_id) VALUES ('d')")
+    finally:
+        rows("DROP OWNED BY older")
+        rows("DROP ROLE older")
+
+
+def test_a_role_that_is_not_the_owner_can_own_a_database_of_its_own(
+    database_url: str, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    rows("CREATE ROLE alone LOGIN")
+    rows("CREATE DATABASE alone OWNER alone")
+    url = as_role(database_url, "writer").replace("watchpost_writer", "alone")
+    given = psycopg.conninfo.conninfo_to_dict(url)
+    url = url.replace(f"/{given['dbname']}?", "/alone?")
+    try:
+        assert migrations.apply(url) == migrations.names()
+        assert migrations.apply(url) == []
+    finally:
+        rows("DROP DATABASE alone WITH (FORCE)")
+        rows("DROP ROLE alone")

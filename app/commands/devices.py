@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from app.commands.audit import audited
 from app.commands.shell import as_json, show, show_one, with_database
-from app.db import Database, Statement, owner, reader, statement
+from app.db import Statement, reader, statement
 
 SELECT_DEVICES = statement("devices/select_devices")
 SELECT_DEVICE = statement("devices/select_device")
@@ -28,7 +31,7 @@ def device() -> None:
 def list_(limit: int, as_json: bool) -> None:
     """List devices, by id."""
     found = reader.run(SELECT_DEVICES, after="", amount=limit + 1)
-    columns = ("device_id", "hostname", "registered_at", "last_heartbeat", "revoked_at", "has_key")
+    columns = ("device_id", "hostname", "registered_at", "last_heartbeat", "revoked_at", "archived_at", "has_key")
     show(found[:limit], columns, as_json)
     if len(found) > limit:
         click.echo(f"more than {limit} devices: see --limit", err=True)
@@ -40,7 +43,7 @@ def list_(limit: int, as_json: bool) -> None:
 @with_database
 def show_(device_id: str, as_json: bool) -> None:
     """Show what is known of a device."""
-    _run(SELECT_DEVICE, device_id, as_json, reader)
+    _show(reader.run(SELECT_DEVICE, device_id=device_id) if device_id.isprintable() else [], as_json)
 
 
 @device.command()
@@ -49,7 +52,7 @@ def show_(device_id: str, as_json: bool) -> None:
 @with_database
 def revoke(device_id: str, as_json: bool) -> None:
     """Revoke a device: its very next request is refused."""
-    _run(REVOKE_DEVICE, device_id, as_json)
+    _act("device.revoke", REVOKE_DEVICE, device_id, as_json)
 
 
 @device.command()
@@ -58,7 +61,7 @@ def revoke(device_id: str, as_json: bool) -> None:
 @with_database
 def restore(device_id: str, as_json: bool) -> None:
     """Let a revoked device write again."""
-    _run(RESTORE_DEVICE, device_id, as_json)
+    _act("device.restore", RESTORE_DEVICE, device_id, as_json)
 
 
 @device.command("forget-key")
@@ -67,11 +70,14 @@ def restore(device_id: str, as_json: bool) -> None:
 @with_database
 def forget_key(device_id: str, as_json: bool) -> None:
     """Let a device register once with a new key, after its laptop was reinstalled."""
-    _run(FORGET_KEY, device_id, as_json)
+    _act("device.forget_key", FORGET_KEY, device_id, as_json)
 
 
-def _run(wanted: Statement, device_id: str, as_json: bool, database: Database = owner) -> None:
-    found = database.run(wanted, device_id=device_id) if device_id.isprintable() else []
+def _act(action: str, wanted: Statement, device_id: str, as_json: bool) -> None:
+    _show(audited(action, device_id, wanted, device_id=device_id) if device_id.isprintable() else [], as_json)
+
+
+def _show(found: list[dict[str, Any]], as_json: bool) -> None:
     if not found:
         raise click.ClickException("there is no such device")
     show_one(found[0], as_json)

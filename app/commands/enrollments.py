@@ -9,6 +9,7 @@ import click
 
 from app import scopes
 from app.auth import auth
+from app.commands.audit import audited
 from app.commands.shell import Duration, as_json, show, show_one, with_database
 from app.db import owner, statement
 from app.fields import storable
@@ -35,7 +36,9 @@ def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
     enrollment_id = str(uuid.uuid4())
     expires_at = int(time.time()) + expires_in
     token = auth.sign(f"enrollment:{enrollment_id}", enrollment_id, scopes.REGISTER, expires_in)
-    owner.run(
+    audited(
+        "enrollment.create",
+        enrollment_id,
         INSERT_ENROLLMENT,
         enrollment_id=enrollment_id,
         label=storable(label),
@@ -63,7 +66,7 @@ def list_(as_json: bool) -> None:
 @with_database
 def revoke(enrollment_id: uuid.UUID, as_json: bool) -> None:
     """Revoke an enrolment: nobody registers with it any more. Devices already registered stay."""
-    found = owner.run(REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
+    found = audited("enrollment.revoke", str(enrollment_id), REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
     if not found:
         raise click.ClickException(f"there is no enrolment {enrollment_id}")
     show_one(found[0], as_json)

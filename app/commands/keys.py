@@ -9,7 +9,8 @@ import click
 from flask.cli import with_appcontext
 
 from app.auth import auth
-from app.commands.shell import as_json, show, show_one
+from app.commands.audit import note
+from app.commands.shell import as_json, show, show_one, with_database
 
 
 @click.group()
@@ -32,9 +33,10 @@ def list_(as_json: bool) -> None:
 
 @keys.command()
 @as_json
-@with_appcontext
+@with_database
 def rotate(as_json: bool) -> None:
     """Make a new signing key. Tokens signed by the others stay valid."""
+    note("keys.rotate", None)
     kid = auth.keys.rotate()
     if as_json:
         show_one({"kid": kid}, as_json)
@@ -44,13 +46,14 @@ def rotate(as_json: bool) -> None:
 
 @keys.command()
 @click.argument("kid", metavar="KID")
-@with_appcontext
+@with_database
 def remove(kid: str) -> None:
     """Remove a key: whatever it signed is refused from now on."""
-    try:
-        auth.keys.remove(kid)
-    except KeyError:
-        raise click.ClickException("there is no such key") from None
-    except ValueError:
-        raise click.ClickException("this key signs: rotate first") from None
+    there = [key["kid"] for key in auth.keys.listed()]
+    if kid not in there:
+        raise click.ClickException("there is no such key")
+    if kid == there[0]:
+        raise click.ClickException("this key signs: rotate first")
+    note("keys.remove", kid)
+    auth.keys.remove(kid)
     click.echo(kid)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 
 import click
-from flask.cli import with_appcontext
 
 from app import scopes
 from app.auth import auth
 from app.auth.jws import is_name
-from app.commands.shell import Duration, as_json, show_one
+from app.commands.audit import note
+from app.commands.shell import Duration, as_json, show_one, with_database
 
 
 @click.group()
@@ -23,7 +23,7 @@ def token() -> None:
 @click.option("--scope", required=True, help="Scopes, separated by spaces: " + " ".join(scopes.READ))
 @click.option("--expires-in", required=True, type=Duration(), help="Such as 8h or 30d.")
 @as_json
-@with_appcontext
+@with_database
 def create(subject: str, scope: str, expires_in: int, as_json: bool) -> None:
     """Mint an access token for reading and print it. It is shown this once.
 
@@ -36,7 +36,9 @@ def create(subject: str, scope: str, expires_in: int, as_json: bool) -> None:
     if not is_name(subject, 128):
         raise click.BadParameter("must be 1 to 128 printable ASCII characters", param_hint="--subject")
     auth.keys.ensure()
-    made = auth.sign(subject, str(uuid.uuid4()), " ".join(asked), expires_in)
+    token_id = str(uuid.uuid4())
+    note("token.create", token_id, subject=subject, scope=" ".join(asked), expires_in=expires_in)
+    made = auth.sign(subject, token_id, " ".join(asked), expires_in)
     if as_json:
         show_one({"token": made, "scope": " ".join(asked), "expires_in": expires_in}, as_json)
     else:

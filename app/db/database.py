@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 T = TypeVar("T")
+Run = Callable[..., list[Row]]
 
 # The server ends, starts or lost the connection, or turned read-only because another took over: worth the same
 # statement again on another connection, since every statement is idempotent.
@@ -58,7 +59,7 @@ class Connection(psycopg.Connection[DictRow]):
     The server ends a statement that takes too long, but not when it is itself stopped or cut off.
     """
 
-    silence_seconds = 10.0
+    silence_seconds: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
@@ -77,9 +78,10 @@ class Database:
     the same call may be repeated.
     """
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, url: str, statement_seconds: float | None) -> None:
         self.settings = settings
         self.url = url
+        self._statement_seconds = statement_seconds
         self._pool: ConnectionPool[Connection] | None = None
         self._pid = 0
         self._opening = threading.Lock()
@@ -88,6 +90,15 @@ class Database:
     def run(self, statement: Statement, **parameters: Any) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows, after the commit."""
         return self._reliably(lambda connection: self._execute(connection, statement, parameters))
+
+    def transact(self, work: Callable[[Run], T]) -> T:
+        """Do work in one transaction: it gets what runs a statement. It may be called again after a lost connection."""
+
+        def once(connection: Connection) -> T:
+            with connection.transaction():
+                return work(lambda statement, **parameters: self._execute(connection, statement, parameters))
+
+        return self._reliably(once)
 
     def write(self, write: Write, row: Row) -> Row:
         """Store one row of one kind. Concurrent calls share a statement and a commit.
@@ -212,7 +223,7 @@ class Database:
                 raise _problem(error) from None
 
     def _configure(self, connection: Connection) -> None:
-        connection.silence_seconds = 1 + self.settings.statement_timeout_ms / 1000
+        connection.silence_seconds = self._statement_seconds and self._statement_seconds + 1
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -230,7 +241,7 @@ class Database:
             pool: ConnectionPool[Connection] = ConnectionPool(
                 self.url,
                 connection_class=Connection,
-                kwargs=connection_options(settings, self.url),
+                kwargs=connection_options(settings, self.url, self._statement_seconds),
                 configure=self._configure,
                 min_size=1,
                 max_size=settings.pool_size,
@@ -295,7 +306,7 @@ def migration_url(settings: Settings) -> str:
     return embedded.url(settings.data_dir)
 
 
-def connection_options(settings: Settings, url: str) -> dict[str, Any]:
+def connection_options(settings: Settings, url: str, statement_seconds: float | None) -> dict[str, Any]:
     """What every connection of the service is opened with (libpq's connection parameters).
 
     A URL's own parameters win, so that `options` can be left out for a pooler that refuses it.
@@ -310,19 +321,18 @@ def connection_options(settings: Settings, url: str) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 15000,
-        "options": (
-            f"-c statement_timeout={settings.statement_timeout_ms} -c lock_timeout={settings.statement_timeout_ms // 2}"
-            " -c idle_in_transaction_session_timeout=15s"
-        ),
+        "options": f"-c lock_timeout={settings.statement_timeout_ms // 2} -c idle_in_transaction_session_timeout=15s"
+        + (f" -c statement_timeout={round(statement_seconds * 1000)}" if statement_seconds else ""),
     }
     given = psycopg.conninfo.conninfo_to_dict(url)
     return {name: value for name, value in options.items() if name not in given}
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    app.extensions["db"] = Database(settings, writer_url(settings))
-    app.extensions["owner"] = Database(settings, owner_url(settings))
-    app.extensions["reader"] = Database(settings, settings.read_database_url or owner_url(settings))
+    app.extensions["db"] = Database(settings, writer_url(settings), settings.statement_timeout_ms / 1000)
+    # An operator waits as long as it takes, and sees how far it is.
+    app.extensions["owner"] = Database(settings, owner_url(settings), None)
+    app.extensions["reader"] = Database(settings, settings.read_database_url or owner_url(settings), None)
 
 
 db = cast(Database, LocalProxy(lambda: current_app.extensions["db"]))

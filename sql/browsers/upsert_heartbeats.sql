@@ -61,6 +61,7 @@ stored AS (
     ORDER BY instance_id
     ON CONFLICT (instance_id) DO UPDATE SET
         last_seen = greatest(b.last_seen, excluded.last_seen),
+        archived_at = NULL,
         browser_name = coalesce(excluded.browser_name, b.browser_name),
         browser_version = coalesce(excluded.browser_version, b.browser_version),
         profile_name = coalesce(excluded.profile_name, b.profile_name),

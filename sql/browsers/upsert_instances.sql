@@ -66,7 +66,8 @@ stored AS (
         profile_path = coalesce(excluded.profile_path, b.profile_path),
         extension_id = coalesce(excluded.extension_id, b.extension_id),
         extension_version = coalesce(excluded.extension_version, b.extension_version),
-        discovered_at = coalesce(excluded.discovered_at, b.discovered_at)
+        discovered_at = coalesce(excluded.discovered_at, b.discovered_at),
+        archived_at = NULL
     WHERE b.device_id = excluded.device_id
     -- xmax is 0 in a row that was inserted and never locked.
     RETURNING b.instance_id, b.discovered_at, b.created_at, b.last_seen, b.xmax = 0 AS inserted

@@ -113,7 +113,8 @@ stored AS (
         macs = coalesce(excluded.macs, d.macs),
         ips = coalesce(excluded.ips, d.ips),
         os = coalesce(excluded.os, d.os),
-        browsers = coalesce(excluded.browsers, d.browsers)
+        browsers = coalesce(excluded.browsers, d.browsers),
+        archived_at = NULL
     WHERE
         d.revoked_at IS NULL
         AND (d.key_thumbprint = excluded.key_thumbprint OR d.key_thumbprint IS NULL)

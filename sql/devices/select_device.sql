@@ -15,6 +15,7 @@ SELECT
     key_thumbprint,
     registered_at,
     last_heartbeat,
-    revoked_at
+    revoked_at,
+    archived_at
 FROM devices
 WHERE device_id = %(device_id)s;

@@ -45,6 +45,7 @@ stored AS (
     ORDER BY device_id
     ON CONFLICT (device_id) DO UPDATE SET
         last_heartbeat = greatest(d.last_heartbeat, excluded.last_heartbeat),
+        archived_at = NULL,
         -- What is given but unchanged keeps the stored value, so that a large one is not written again.
         hostname = coalesce(nullif(excluded.hostname, d.hostname), d.hostname),
         macs = coalesce(nullif(excluded.macs, d.macs), d.macs),

@@ -1,0 +1,70 @@
+"""flask audit list, and how every other command leaves an entry."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import uuid
+from typing import Any
+
+import click
+
+from app.commands.shell import as_json, show, with_database
+from app.db import Statement, owner, statement
+from app.fields import storable
+
+INSERT_ENTRY = statement("audit/insert_entry")
+SELECT_ENTRIES = statement("audit/select_entries")
+
+
+def entry(action: str, target: str | None, **details: Any) -> dict[str, Any]:
+    """The parameters of an entry. details: counts, reasons, limits; never a token, a key or a prompt."""
+    return {
+        "audit_id": uuid.uuid4(),
+        "actor": _operator(),
+        "action": action,
+        "target": target,
+        "details": json.dumps(details) if details else None,
+    }
+
+
+def note(action: str, target: str | None, **details: Any) -> None:
+    """Note what is about to be done outside the database: when it can't be noted, it must not be done."""
+    owner.run(INSERT_ENTRY, **entry(action, target, **details))
+
+
+def audited(action: str, target: str, wanted: Statement, **parameters: Any) -> list[dict[str, Any]]:
+    """Run an operator's statement and note it, in one transaction. What finds no row did nothing, and is not noted."""
+    noted = entry(action, target)
+
+    def work(run: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = run(wanted, **parameters)
+        if found:
+            run(INSERT_ENTRY, **noted)
+        return found
+
+    return owner.transact(work)
+
+
+def _operator() -> str:
+    """Who is at the keyboard: before sudo, if that is how they came."""
+    try:
+        return storable(os.environ.get("SUDO_USER") or getpass.getuser())
+    except (KeyError, OSError):
+        # A container's user may have no name.
+        return f"uid {os.getuid()}"
+
+
+@click.group()
+def audit() -> None:
+    """The audit log: what operators did."""
+
+
+@audit.command("list")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1_000_000), help="Entries to list.")
+@as_json
+@with_database
+def list_(limit: int, as_json: bool) -> None:
+    """List what operators did, newest first."""
+    show(owner.run(SELECT_ENTRIES, amount=limit), ("at", "actor", "action", "target", "details"), as_json)

@@ -1,0 +1,2 @@
+-- Loses the record of what operators did. Take a backup first.
+DROP TABLE audit_log;

@@ -1,0 +1,2 @@
+-- Loses nothing.
+DROP FUNCTION drop_partition(text, bigint);

@@ -1,0 +1,60 @@
+-- Blank what a person's events say, a page of the table at a time; what is held stays. A repeat finds nothing
+-- left to blank.
+--
+-- device_id     text    whose rows; or null: everybody's
+-- username      text    whose rows; or null: everybody's
+-- after_ms      bigint  the last row of the page before: its time,
+-- after_device  text    its device
+-- after_id      uuid    and its id
+-- amount        integer rows a page
+--
+-- Returns  no row at the end of the table, else one: changed (rows blanked), and the last row of the page as
+--          after_ms, after_device, after_id
+-- Index    compliance_events_pkey
+-- Locks    the rows that it blanks
+-- Load     operators only, a transaction a page: no index leads to a person's rows, since every write would pay for it
+WITH page AS (
+    SELECT
+        detected_at AS at_ms,
+        device_id,
+        event_id
+    FROM compliance_events
+    WHERE
+        detected_at >= %(after_ms)s
+        AND (detected_at, device_id, event_id) > (%(after_ms)s, %(after_device)s, %(after_id)s)
+    ORDER BY detected_at, device_id, event_id
+    LIMIT %(amount)s
+),
+
+erased AS (
+    UPDATE compliance_events
+    SET
+        user_context = NULL,
+        details = NULL,
+        erased_at = now()
+    FROM page
+    WHERE
+        compliance_events.detected_at = page.at_ms
+        AND compliance_events.device_id = page.device_id
+        AND compliance_events.event_id = page.event_id
+        AND compliance_events.erased_at IS NULL
+        AND (%(device_id)s::text IS NULL OR compliance_events.device_id = %(device_id)s)
+        AND (
+            %(username)s::text IS NULL
+            -- The name itself, or an object that has it as a value.
+            OR jsonb_path_exists(
+                compliance_events.user_context, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
+            )
+        )
+        AND NOT is_held(compliance_events.device_id, compliance_events.detected_at)
+    RETURNING 1
+)
+
+SELECT
+    (SELECT count(*) FROM erased) AS changed,
+    page.at_ms AS after_ms,
+    page.device_id AS after_device,
+    page.event_id AS after_id
+FROM page
+ORDER BY page.at_ms DESC, page.device_id DESC, page.event_id DESC
+LIMIT 1;

@@ -1,0 +1,52 @@
+-- Find out whether something of a person's is held, a page of the table at a time.
+--
+-- device_id     text    whose rows; or null: everybody's
+-- username      text    whose rows; or null: everybody's
+-- after_ms      bigint  the last row of the page before: its time,
+-- after_device  text    its device
+-- after_id      uuid    and its id
+-- amount        integer rows a page
+--
+-- Returns  no row at the end of the table, else one: changed (rows of the page that are held), and the last row of the
+--          page as after_ms, after_device, after_id
+-- Index    prompts_pkey
+-- Load     operators only, before an erasure, and only while there are holds
+WITH page AS (
+    SELECT
+        "timestamp" AS at_ms,
+        device_id,
+        prompt_id
+    FROM prompts
+    WHERE
+        "timestamp" >= %(after_ms)s
+        AND ("timestamp", device_id, prompt_id) > (%(after_ms)s, %(after_device)s, %(after_id)s)
+    ORDER BY "timestamp", device_id, prompt_id
+    LIMIT %(amount)s
+),
+
+held AS (
+    SELECT page.at_ms
+    FROM page
+    INNER JOIN prompts
+        ON
+            page.at_ms = prompts."timestamp"
+            AND page.device_id = prompts.device_id
+            AND page.prompt_id = prompts.prompt_id
+    WHERE
+        prompts.erased_at IS NULL
+        AND (%(device_id)s::text IS NULL OR prompts.device_id = %(device_id)s)
+        AND (
+            %(username)s::text IS NULL
+            OR prompts.username = %(username)s
+        )
+        AND is_held(prompts.device_id, prompts."timestamp")
+)
+
+SELECT
+    (SELECT count(*) FROM held) AS changed,
+    page.at_ms AS after_ms,
+    page.device_id AS after_device,
+    page.prompt_id AS after_id
+FROM page
+ORDER BY page.at_ms DESC, page.device_id DESC, page.prompt_id DESC
+LIMIT 1;

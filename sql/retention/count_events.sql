@@ -1,0 +1,12 @@
+-- Count expired events, for a look before they go.
+--
+-- before_ms  bigint  older ones have expired, epoch milliseconds
+--
+-- Returns  one row: expired, held (of them)
+-- Index    compliance_events_pkey
+-- Load     operators only; reads every expired row
+SELECT
+    count(*) AS expired,
+    count(*) FILTER (WHERE is_held(device_id, detected_at)) AS held
+FROM compliance_events
+WHERE detected_at < %(before_ms)s;

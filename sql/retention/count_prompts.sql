@@ -1,0 +1,12 @@
+-- Count expired prompts, for a look before they go.
+--
+-- before_ms  bigint  older ones have expired, epoch milliseconds
+--
+-- Returns  one row: expired, held (of them)
+-- Index    prompts_pkey
+-- Load     operators only; reads every expired row
+SELECT
+    count(*) AS expired,
+    count(*) FILTER (WHERE is_held(device_id, "timestamp")) AS held
+FROM prompts
+WHERE "timestamp" < %(before_ms)s;

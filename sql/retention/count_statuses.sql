@@ -1,0 +1,12 @@
+-- Count expired statuses, for a look before they go.
+--
+-- before_ms  bigint  older ones have expired, epoch milliseconds
+--
+-- Returns  one row: expired, held (of them)
+-- Index    extension_status_pkey
+-- Load     operators only; reads every expired row
+SELECT
+    count(*) AS expired,
+    count(*) FILTER (WHERE is_held(device_id, reported_at)) AS held
+FROM extension_status
+WHERE reported_at < %(before_ms)s;

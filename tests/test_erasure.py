@@ -1,0 +1,197 @@
+"""A person's rows say nothing any more, still count, and don't come back; what is held is not touched."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.commands import pages
+from tests.agent import Agent
+
+Rows = Callable[..., list[dict[str, Any]]]
+NOW = int(time.time() * 1000)
+SECRET = "Kündigung Anna Muster"
+
+
+@pytest.fixture
+def command(app: Any) -> Callable[..., Any]:
+    return lambda *arguments: app.test_cli_runner().invoke(args=list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROWS", 3)
+
+
+@pytest.fixture
+def reported(client: Any, register: Any, access: Any) -> tuple[Agent, Agent, Callable[[Agent], list[Any]]]:
+    """Two devices, each with ten prompts of two people, events, a status and a browser profile."""
+    agents = register(), register()
+    tokens = {agent.device_id: access(agent) for agent in agents}
+
+    def report(agent: Agent) -> list[Any]:
+        def post(path: str, **body: Any) -> Any:
+            return client.post(path, json={"device_id": agent.device_id, **body}, headers=tokens[agent.device_id])
+
+        answers = [
+            post(
+                "/api/prompt",
+                instance_id="i",
+                site="chatgpt.com",
+                url=f"https://x/{SECRET}",
+                prompt=f"{SECRET} {n}",
+                timestamp=NOW - n,
+                username=("anna", "ben")[n % 2],
+                page_title=SECRET,
+                profile_name=SECRET,
+                conversation_id=SECRET,
+                metadata={"who": SECRET},
+            )
+            for n in range(10)
+        ]
+        for n, who in enumerate(("anna", {"name": "anna"}, {"user": {"login": "anna"}}, "ben", None)):
+            event = {"event_type": "prompt_blocked", "severity": "low", "detected_at": NOW - n}
+            answers.append(post("/api/compliance/event", **event, user_context=who, details={"text": SECRET, "n": n}))
+        status = {"instance_id": "i", "status": "disabled", "reported_at": NOW, "metadata": {"who": SECRET}}
+        answers.append(post("/api/extension/status", **status))
+        instance = {"instance_id": f"i-{agent.device_id}", "browser_name": "chrome", "profile_path": SECRET}
+        answers.append(post("/api/browsers/register", **instance, profile_name="anna"))
+        answers.append(post("/api/devices/heartbeat", hostname=SECRET))
+        return answers
+
+    for agent in agents:
+        assert {answer.status_code for answer in report(agent)} <= {200, 201}
+    return *agents, report
+
+
+def said(rows: Rows, device_id: str) -> str:
+    """Everything that is stored about a device."""
+    tables = ("prompts", "compliance_events", "extension_status", "browser_instances", "devices")
+    return json.dumps(
+        [rows(f"SELECT * FROM {table} WHERE device_id = %s", device_id) for table in tables],
+        default=str,
+        ensure_ascii=False,
+    )
+
+
+def test_a_device_is_erased_and_still_counts(reported: Any, command: Any, rows: Rows) -> None:
+    one, other, _ = reported
+    count = "SELECT site, count(*) AS n FROM prompts GROUP BY site"
+    before, others = rows(count), said(rows, other.device_id)
+    result = command("device", "erase", one.device_id, "--reason", "ticket 7", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "prompts": 10,
+        "compliance_events": 5,
+        "extension_status": 1,
+        "browser_instances": 1,
+    }
+    text = said(rows, one.device_id)
+    assert SECRET not in text
+    assert "anna" not in text
+    assert rows(count) == before
+    assert said(rows, other.device_id) == others
+    assert rows("SELECT details FROM audit_log WHERE action = 'device.erase'") == [{"details": {"reason": "ticket 7"}}]
+    assert rows("SELECT count(*) AS n FROM devices WHERE device_id = %s AND key_thumbprint IS NOT NULL", one.device_id)
+    again = command("device", "erase", one.device_id, "--reason", "again", "--json")
+    assert set(json.loads(again.stdout).values()) == {0}
+
+
+def test_a_replay_of_what_was_erased_brings_nothing_back(reported: Any, command: Any, rows: Rows) -> None:
+    one, _, report = reported
+    assert command("device", "erase", one.device_id, "--reason", "r").exit_code == 0
+    stored = rows('SELECT * FROM prompts ORDER BY "timestamp", device_id')
+    statuses = [answer.status_code for answer in report(one)]
+    assert set(statuses[:10]) == {409}
+    assert rows('SELECT * FROM prompts ORDER BY "timestamp", device_id') == stored
+
+
+def test_a_person_is_erased_on_every_device(reported: Any, command: Any, rows: Rows) -> None:
+    result = command("user", "erase", "anna", "--json")
+    assert json.loads(result.stdout) == {"prompts": 10, "compliance_events": 6, "browser_instances": 2}
+    assert rows("SELECT count(*) AS n FROM prompts WHERE prompt != '' AND username = 'ben'") == [{"n": 10}]
+    assert rows("SELECT count(*) AS n FROM prompts WHERE prompt = '' AND username IS NULL") == [{"n": 10}]
+    left = rows("SELECT user_context, count(*) AS n FROM compliance_events WHERE erased_at IS NULL GROUP BY 1")
+    assert {(entry["user_context"], entry["n"]) for entry in left} == {("ben", 2), (None, 2)}
+    assert "anna" not in str(rows("SELECT target, details FROM audit_log WHERE action LIKE 'user%%'"))
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        ("--device", "{device}"),
+        ("--from", "2026-01-01", "--to", "2126-01-01"),
+        ("--device", "{device}", "--from", "2026-01-01"),
+    ],
+)
+def test_what_is_held_is_not_erased(reported: Any, command: Any, rows: Rows, hold: tuple[str, ...]) -> None:
+    one, other, _ = reported
+    arguments = [argument.format(device=one.device_id) for argument in hold]
+    hold_id = command("hold", "create", *arguments, "--reason", "case 9").stdout.strip()
+    before = said(rows, one.device_id)
+    for refused in (("device", "erase", one.device_id, "--reason", "r"), ("user", "erase", "anna")):
+        result = command(*refused)
+        assert result.exit_code == 1
+        assert hold_id in result.stderr
+        assert result.stdout == ""
+    assert said(rows, one.device_id) == before
+    assert rows("SELECT action FROM audit_log WHERE action LIKE '%%.erase%%'") == []
+    if "--device" in hold:
+        assert command("device", "erase", other.device_id, "--reason", "r").exit_code == 0
+    command("hold", "release", hold_id)
+    assert command("device", "erase", one.device_id, "--reason", "r").exit_code == 0
+    assert SECRET not in said(rows, one.device_id)
+
+
+def test_a_hold_of_another_time_is_in_nobodys_way(reported: Any, command: Any) -> None:
+    one, _, _ = reported
+    command("hold", "create", "--to", "2020-01-01", "--reason", "old")
+    assert command("device", "erase", one.device_id, "--reason", "r").exit_code == 0
+
+
+def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: Any, rows: Rows, app: Any) -> None:
+    """The statements look for holds themselves, whatever the command saw before."""
+    from app.commands.erasure import ERASE_PROMPTS
+
+    one, _, _ = reported
+    rows("INSERT INTO legal_holds (hold_id, device_id, reason) VALUES (gen_random_uuid(), %s, 'r')", one.device_id)
+    with app.app_context():
+        whose = {"device_id": one.device_id, "username": None}
+        assert pages.through(ERASE_PROMPTS, "prompts", pages.FIRST_EVENT, **whose) == 0
+        app.extensions["owner"].close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hold", "create", "--reason", "r"),
+        ("hold", "create", "--device", "d"),
+        ("hold", "create", "--from", "2026-02-01", "--to", "2026-01-01", "--reason", "r"),
+        ("hold", "create", "--from", "yesterday", "--reason", "r"),
+        ("device", "erase", "d"),
+        ("user", "erase", ""),
+    ],
+)
+def test_a_command_that_is_called_wrongly_exits_with_2(command: Any, rows: Rows, arguments: tuple[str, ...]) -> None:
+    assert command(*arguments).exit_code == 2
+    assert rows("SELECT * FROM legal_holds") == []
+
+
+def test_a_device_that_there_is_not_can_not_be_erased(command: Any, rows: Rows) -> None:
+    assert command("device", "erase", "nobody", "--reason", "r").exit_code == 1
+    assert rows("SELECT * FROM audit_log") == []
+
+
+def test_holds_are_listed(command: Any) -> None:
+    first = command("hold", "create", "--device", "d", "--reason", "one").stdout.strip()
+    second = command("hold", "create", "--from", "2026-01-01", "--reason", "two").stdout.strip()
+    command("hold", "release", second)
+    listed = json.loads(command("hold", "list", "--json").stdout)
+    assert [hold["hold_id"] for hold in listed] == [first, second]
+    assert listed[1]["from_ms"] == 1767225600000
+    assert listed[1]["released_at"]
+    assert command("hold", "release", "00000000-0000-0000-0000-000000000000").exit_code == 1
