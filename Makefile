@@ -6,7 +6,7 @@ INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run demo test test-postgresql-15 test-pgbouncer check format spec bench clean
+.PHONY: run demo test test-postgresql-15 test-pgbouncer battery check format spec bench clean
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -29,6 +29,9 @@ test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; a
 	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) pgbouncer; } >&2 || \
 		{ echo 'PgBouncer is missing: apt-get install pgbouncer' >&2; exit 1; }
 	$(BIN)/pytest --pgbouncer
+
+battery: .venv/tests ## faults and attacks, with their counts: an hour or so; options go into BATTERY
+	@exec $(BIN)/python -m tests.battery $(BATTERY)
 
 check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml is what the code says
 	$(BIN)/ruff check

@@ -247,7 +247,13 @@ def _user() -> str | None:
     """Whom the server runs as: nobody else, or a system user of its own when we are root."""
     if os.geteuid() != 0:
         return None
-    entry = _package().ensure_user_exists("pgserver")
+    # Two useradd at a time have made it twice, and the first one's files were nobody's. A folder can be locked too.
+    users = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        entry = _package().ensure_user_exists("pgserver")
+    finally:
+        os.close(users)
     return entry.pw_name if entry else None
 
 
