@@ -33,10 +33,6 @@ logger_class = "config.worker.Logger"
 worker_connections = settings.connections
 graceful_timeout = settings.graceful_seconds
 timeout = 60
-keepalive = 15
-# A body's limit is the application's; these are of the request line and of each header, a token of 8 KiB included.
-limit_request_line = 4094
-limit_request_field_size = 16384
 forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)

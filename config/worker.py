@@ -1,98 +1,57 @@
-"""gunicorn's gevent worker, with a limit on how long a client may keep silent within a request, and its logger."""
+"""gunicorn's gevent worker, with connections of our own making, and its logger."""
 
 from __future__ import annotations
 
-import contextlib
-import http
-import json
-import logging
-import uuid
+import time
 from typing import Any
 
 from gunicorn.glogging import Logger as GunicornLogger
-from gunicorn.http import errors
+from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.ggevent import GeventWorker
 
-log = logging.getLogger("watchpost.worker")
-
-REFUSED = {
-    errors.LimitRequestLine: 414,
-    errors.LimitRequestHeaders: 431,
-    errors.ExpectationFailed: 417,
-    errors.UnsupportedTransferCoding: 501,
-    errors.ParseException: 400,
-}
-
-
-class OneSend:
-    """A client's socket that holds an answer's head back until its body is there: one packet, one system call."""
-
-    LARGEST = 65536
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._held: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        self.flush()
-        return getattr(self._client, name)
-
-    def sendall(self, data: bytes) -> None:
-        self._held.append(data)
-        if len(data) > self.LARGEST:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._held:
-            data = b"".join(self._held)
-            self._held = []
-            sent = self._client.send(data)
-            if sent < len(data):
-                self._client.sendall(data[sent:])
+from config.connection import Connection
 
 
 class Worker(GeventWorker):
     """A greenlet a connection: a commit in flight keeps none of the others waiting."""
 
-    # The socket has a time limit of its own; when it passes between two requests, the connection is closed.
-    _until_silent = contextlib.suppress(TimeoutError)
+    def init_process(self) -> None:
+        self._connections: set[Connection] = set()
+        super().init_process()
 
-    def timeout_ctx(self) -> Any:
-        return self._until_silent
-
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        once = OneSend(sock)
-        try:
-            return super().handle_request(listener_name, req, once, addr)
-        finally:
-            once.flush()
+    def notify(self) -> None:
+        """Called once a second."""
+        super().notify()
+        now = time.monotonic()
+        for connection in list(self._connections):
+            if not self.alive:
+                connection.hurry(now)
+            if connection.deadline <= now:
+                connection.give_up()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        # Half-sent requests would otherwise be waited for, and hold their connections, for ever.
-        client.settimeout(self.cfg.keepalive)
-        super(GeventWorker, self).handle(listener, client, addr)
+        connection = Connection(client, addr, self.wsgi, self._environ(listener), lambda: not self.alive)
+        self._connections.add(connection)
+        try:
+            connection.serve()
+        finally:
+            self._connections.discard(connection)
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Refuse what is not HTTP. gunicorn's own way quotes it in the log and answers in HTML."""
-        status = next((status for kind, status in REFUSED.items() if isinstance(exc, kind)), 500)
-        request_id = str(uuid.uuid4())
-        fields = {"request_id": request_id, "status": status, "error": type(exc).__name__}
-        log.log(logging.WARNING if status < 500 else logging.ERROR, "not a request", extra={"fields": fields})
-        phrase = http.HTTPStatus(status).phrase
-        problem = {
-            "type": "urn:watchpost:problem:" + phrase.lower().replace(" ", "-"),
-            "title": phrase,
-            "status": status,
-            "detail": "The request can't be read." if status < 500 else "The fault is ours.",
-            "request_id": request_id,
+    def _environ(self, listener: Any) -> dict[str, Any]:
+        """What the environ of every request holds (PEP 3333)."""
+        name = listener.getsockname()
+        host, port = name[:2] if isinstance(name, tuple) else ("localhost", 0)
+        environ: dict[str, Any] = base_environ(self.cfg)
+        # Whole files are sent as any other answer.
+        del environ["wsgi.file_wrapper"]
+        return environ | {
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": host,
+            "SERVER_PORT": str(port),
+            "REMOTE_ADDR": "",
+            "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
+            "wsgi.multithread": True,
         }
-        body = json.dumps(problem).encode()
-        head = (
-            f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
-            f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        with contextlib.suppress(OSError):
-            client.sendall(head.encode() + body)
 
 
 class Logger(GunicornLogger):

@@ -1,0 +1,444 @@
+"""One client's connection: HTTP/1.1 (RFC 9112) as llhttp reads it, and the application behind it (PEP 3333).
+
+llhttp is strict: what two programs might understand differently, such as two lengths, is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import io
+import json
+import logging
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from gunicorn.http.errors import ParseException
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+log = logging.getLogger("watchpost.worker")
+
+Environ = dict[str, Any]
+Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+PIECE = 65536
+# Bytes of a target, of a header's name, of its value (an access token has 8 KiB at most), of a whole head.
+LONGEST_TARGET = 4094
+LONGEST_NAME = 256
+LONGEST_VALUE = 16384
+LONGEST_HEAD = 65536
+MOST_HEADERS = 100
+# A client may be silent for so long, and has to send so much a second from then on.
+SILENCE_SECONDS = 15.0
+LEAST_PACE = 1024
+# When the worker stops, connections without a request get so long to send one.
+FAREWELL_SECONDS = 2.0
+# What nobody reads of a body is thrown away for so long: to close at once would reset the connection, and the client
+# might not see its answer.
+LINGER_SECONDS = 2.0
+NEVER = float("inf")
+
+
+class NotHttp(Exception):
+    """A head that can't be accepted. status: the answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Incoming:
+    """A request as far as it has come."""
+
+    __slots__ = ("body", "environ", "is_complete", "is_old", "keeps_alive", "wants_word")
+
+    def __init__(self, environ: Environ, is_old: bool, keeps_alive: bool) -> None:
+        self.environ = environ
+        # HTTP/1.0, which knows no chunks.
+        self.is_old = is_old
+        self.keeps_alive = keeps_alive
+        # The client sends its body when it is told to (RFC 9110, section 10.1.1).
+        self.wants_word = "HTTP_EXPECT" in environ and not is_old
+        self.body: list[bytes] = []
+        self.is_complete = False
+
+
+class Body(io.RawIOBase):
+    """A body whose end had not come yet when the application was called."""
+
+    def __init__(self, connection: Connection, incoming: Incoming) -> None:
+        self._connection = connection
+        self._incoming = incoming
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; 0 at the end, also where the client stopped before it. Raises ParseException."""
+        incoming = self._incoming
+        while not self._left:
+            self._left, incoming.body = b"".join(incoming.body), []
+            if not self._left and (incoming.is_complete or not self._connection.receive_body(incoming)):
+                return 0
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+
+class Connection:
+    """Requests of one client, answered one after the other.
+
+    base: what the environ of every request holds. is_stopping: whether this worker takes no more requests than it has.
+    deadline: by time.monotonic(); whoever watches over connections calls `give_up` when it has passed.
+    """
+
+    def __init__(
+        self,
+        client: socket.socket,
+        address: Any,
+        application: Application,
+        base: Environ,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._client = client
+        self._application = application
+        self._base = base
+        if isinstance(address, tuple):
+            self._base = {**base, "REMOTE_ADDR": address[0], "REMOTE_PORT": str(address[1])}
+        self._is_stopping = is_stopping
+        self._parser = HttpRequestParser(self)
+        self._environ: Environ = {}
+        self._target = b""
+        self._headers = -1
+        self._incoming: Incoming | None = None
+        self._ready: deque[Incoming] = deque()
+        self._refusal: int | None = None
+        # Bytes of the next request so far, those since the last that belonged to a body, and when the wait began.
+        self._received = self._overhead = 0
+        self._since = 0.0
+        self.deadline = NEVER
+
+    def serve(self) -> None:
+        """Answer requests until one of both ends the connection, and close it."""
+        try:
+            goes_on = True
+            while goes_on:
+                self._received, self._since = 0, time.monotonic()
+                while not self._ready and self._refusal is None:
+                    if not self._receive():
+                        return
+                if self._ready:
+                    goes_on = self._answer(self._ready.popleft())
+                else:
+                    self._refuse(self._refusal or 400)
+                    goes_on = False
+        except OSError:
+            # Gone, which is the client's right.
+            log.debug("connection lost")
+        finally:
+            self._client.close()
+
+    def give_up(self) -> None:
+        """Wait no longer: whatever is being received or sent ends here."""
+        self.deadline = NEVER
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_RD if self._received or not self._ready else socket.SHUT_RDWR)
+
+    def hurry(self, now: float) -> None:
+        """Give a client that has nothing under way a moment to send something."""
+        if not self._received and self.deadline != NEVER:
+            self.deadline = min(self.deadline, now + FAREWELL_SECONDS)
+
+    # Called by llhttp.
+
+    def on_message_begin(self) -> None:
+        self._environ = self._base.copy()
+        self._target = b""
+        self._headers = 0
+
+    def on_url(self, part: bytes) -> None:
+        self._target += part
+        if len(self._target) > LONGEST_TARGET:
+            raise NotHttp(414)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._headers < 0:
+            # A trailer: behind the body, where nobody looks for it.
+            return
+        self._headers += 1
+        if len(value) > LONGEST_VALUE or len(name) > LONGEST_NAME or self._headers > MOST_HEADERS:
+            raise NotHttp(431)
+        key = _key(name)
+        if not key:
+            return
+        text = value.decode("latin-1").strip(" \t")
+        environ = self._environ
+        if key in environ:
+            if key == "HTTP_HOST":
+                raise NotHttp(400)
+            text = f"{environ[key]},{text}"
+        environ[key] = text
+
+    def on_headers_complete(self) -> None:
+        environ, parser = self._environ, self._parser
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise NotHttp(505)
+        is_old = version == "1.0"
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            if environ["HTTP_TRANSFER_ENCODING"].lower() != "chunked":
+                raise NotHttp(501)
+            if is_old:
+                raise NotHttp(400)
+        if "HTTP_HOST" not in environ and not is_old:
+            raise NotHttp(400)
+        if "HTTP_EXPECT" in environ and environ["HTTP_EXPECT"].lower() != "100-continue":
+            raise NotHttp(417)
+        environ["REQUEST_METHOD"] = parser.get_method().decode("latin-1")
+        environ["SERVER_PROTOCOL"] = "HTTP/" + version
+        path, _, query = _origin_form(self._target).partition(b"?")
+        environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+        environ["QUERY_STRING"] = query.decode("latin-1")
+        self._headers = -1
+        self._overhead = 0
+        self._incoming = Incoming(environ, is_old, parser.should_keep_alive())
+        self._ready.append(self._incoming)
+
+    def on_body(self, part: bytes) -> None:
+        assert self._incoming is not None
+        self._incoming.body.append(part)
+        self._overhead = 0
+
+    def on_message_complete(self) -> None:
+        assert self._incoming is not None
+        self._incoming.is_complete = True
+        self._overhead = 0
+
+    def receive_body(self, incoming: Incoming) -> bool:
+        """Take in more of a body; False when there is no more to be had of it. Raises ParseException."""
+        if incoming.wants_word:
+            incoming.wants_word = False
+            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        is_more = self._receive()
+        if self._refusal is not None and not incoming.is_complete and not incoming.body:
+            raise ParseException
+        return is_more
+
+    def _receive(self) -> bool:
+        """Take in what the client sends next; False when it sends nothing more, or too slowly."""
+        if self._refusal is not None:
+            return False
+        self.deadline = self._since + SILENCE_SECONDS + self._received / LEAST_PACE
+        try:
+            data = self._client.recv(PIECE)
+        except OSError:
+            data = b""
+        self.deadline = NEVER
+        if not data:
+            return False
+        if not self._received:
+            self._since = time.monotonic()
+        self._received += len(data)
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            # Nothing here speaks another protocol. The request is answered, and what follows it is not HTTP.
+            for incoming in self._ready:
+                incoming.keeps_alive = False
+        except HttpParserError as error:
+            self._refusal = error.__context__.status if isinstance(error.__context__, NotHttp) else 400
+        if self._overhead > LONGEST_HEAD and self._refusal is None:
+            self._refusal = 431 if self._headers >= 0 else 400
+        return True
+
+    def _answer(self, incoming: Incoming) -> bool:
+        """Have the application answer; whether the connection goes on."""
+        environ = incoming.environ
+        environ["wsgi.input"] = (
+            io.BytesIO(b"".join(incoming.body))
+            if incoming.is_complete
+            else io.BufferedReader(Body(self, incoming), PIECE)
+        )
+        answer = Answer(self, incoming)
+        try:
+            result = self._application(environ, answer.start)
+            try:
+                for piece in result:
+                    answer.write(piece)
+                answer.end()
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
+        except OSError:
+            raise
+        except Exception as error:
+            log.error("unhandled exception", exc_info=error)
+            if answer.is_begun:
+                # Cut off, so that nobody takes it for whole.
+                return False
+            self._refuse(500)
+            return False
+        if answer.keeps_alive:
+            return True
+        if not incoming.is_complete:
+            self._linger()
+        return False
+
+    def keeps_alive(self, incoming: Incoming) -> bool:
+        return incoming.keeps_alive and incoming.is_complete and self._refusal is None and not self._is_stopping()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, piece by piece, each within the time that a client may be silent."""
+        sent = self._client.send(data)
+        while sent < len(data):
+            self.deadline = time.monotonic() + SILENCE_SECONDS
+            sent += self._client.send(data[sent : sent + PIECE])
+        self.deadline = NEVER
+
+    def _refuse(self, status: int) -> None:
+        """Answer what is no request, without a word of it here or in the log."""
+        request_id = str(uuid.uuid4())
+        fields = {"request_id": request_id, "status": status}
+        log.log(logging.WARNING if status < 500 else logging.ERROR, "not a request", extra={"fields": fields})
+        phrase = http.HTTPStatus(status).phrase
+        problem = {
+            "type": "urn:watchpost:problem:" + phrase.lower().replace(" ", "-"),
+            "title": phrase,
+            "status": status,
+            "detail": "The fault is ours." if status == 500 else "The request can't be read.",
+            "request_id": request_id,
+        }
+        body = json.dumps(problem).encode()
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
+            f"Connection: close\r\nX-Request-ID: {request_id}\r\nDate: {_date(int(time.time()))}\r\n\r\n"
+        )
+        self.send(head.encode() + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        end = self.deadline = time.monotonic() + LINGER_SECONDS
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_WR)
+            while self._client.recv(PIECE) and time.monotonic() < end:
+                pass
+
+
+class Answer:
+    """What the application answers to one request, sent in as few pieces as it has parts of 64 KiB."""
+
+    def __init__(self, connection: Connection, incoming: Incoming) -> None:
+        self._connection = connection
+        self._incoming = incoming
+        self._status = ""
+        self._headers: list[tuple[str, str]] = []
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._is_chunked = False
+        self._has_body = incoming.environ["REQUEST_METHOD"] != "HEAD"
+        self.is_begun = False
+        self.keeps_alive = False
+
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        """PEP 3333's start_response."""
+        if exc_info and self.is_begun:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self._status, self._headers = status, headers
+        return self.write
+
+    def write(self, part: bytes) -> None:
+        if part:
+            self._parts.append(part)
+            self._size += len(part)
+            if self._size > PIECE:
+                self._flush(is_last=False)
+
+    def end(self) -> None:
+        self._flush(is_last=True)
+
+    def _flush(self, is_last: bool) -> None:
+        parts, size = self._parts, self._size
+        self._parts, self._size = [], 0
+        head = b""
+        if not self.is_begun:
+            self.is_begun = True
+            head = self._head(size if is_last else None)
+        if not self._has_body:
+            parts = []
+        elif self._is_chunked:
+            if parts:
+                parts = [b"%x\r\n" % size, *parts, b"\r\n"]
+            if is_last:
+                parts.append(b"0\r\n\r\n")
+        data = b"".join((head, *parts))
+        if data:
+            self._connection.send(data)
+
+    def _head(self, size: int | None) -> bytes:
+        """size: of the whole body, if it is known."""
+        incoming = self._incoming
+        lines = [f"HTTP/1.1 {self._status}"]
+        is_measured = wants_close = False
+        for name, value in self._headers:
+            lowered = name.lower()
+            if lowered == "connection":
+                wants_close = True
+                continue
+            is_measured = is_measured or lowered == "content-length"
+            lines.append(f"{name}: {value}")
+        self.keeps_alive = not wants_close and self._connection.keeps_alive(incoming)
+        if self._status[:3] in ("204", "304"):
+            self._has_body = False
+        elif not is_measured:
+            if size is not None and self._has_body:
+                lines.append(f"Content-Length: {size}")
+            elif incoming.is_old:
+                self.keeps_alive = False
+            else:
+                self._is_chunked = True
+                lines.append("Transfer-Encoding: chunked")
+        if not self.keeps_alive:
+            lines.append("Connection: close")
+        elif incoming.is_old:
+            lines.append("Connection: keep-alive")
+        lines.append(f"Date: {_date(int(time.time()))}\r\n\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
+@lru_cache(maxsize=1000)
+def _key(name: bytes) -> str:
+    """The environ's name of a header; empty for one that could be taken for another."""
+    if b"_" in name:
+        return ""
+    key = name.decode("latin-1").upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Path and query of a request's target (RFC 9112, section 3.2). Raises NotHttp."""
+    if b"#" in target:
+        raise NotHttp(400)
+    if target[:1] == b"/" or target == b"*":
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        raise NotHttp(400) from None
+    if parts.scheme not in (b"http", b"https") or not parts.netloc:
+        raise NotHttp(400)
+    return (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
