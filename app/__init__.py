@@ -22,6 +22,7 @@ from app import logs, openapi, problems
 from app.auth import Auth, token_endpoint
 from app.commands import COMMANDS
 from app.db import database
+from app.express import Express
 from app.limits import Limits
 from app.requests import LARGEST_BODY, Request
 from app.resources import BLUEPRINTS
@@ -105,4 +106,5 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
         )
     for command in COMMANDS:
         app.cli.add_command(command)
+    app.wsgi_app = Express(app)  # type: ignore[method-assign]
     return app

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # The share of a worker's capacity up to which a route is served. What can be sent later, or is sent again anyway,
 # makes room first.
 EVENTS, REPORTS, HEARTBEATS = 1.0, 0.8, 0.5
+# In the environ of a request that has been counted already.
+COUNTED = "watchpost.counted"
 # A request takes one place, and one more for each of so many bytes that it may have in memory.
 PLACE_BYTES = 65536
 # What gzip is taken to make of a body, as long as nobody has looked.

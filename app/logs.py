@@ -23,10 +23,9 @@ def init_app(app: Flask) -> None:
 
 
 def _begin() -> None:
-    given = request.headers.get("X-Request-ID")
     context = g._get_current_object()
     context.began = time.perf_counter()
-    context.request_id = given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+    context.request_id = request_id(request.headers.get("X-Request-ID"))
 
 
 def _end(response: Response) -> Response:
@@ -36,17 +35,27 @@ def _end(response: Response) -> Response:
     # The rule, not the path: what somebody asks for may be anything. Nor any method that isn't one.
     route = asked.url_rule.rule if asked.url_rule else None
     method = asked.method if asked.method in METHODS else "other"
-    seconds = time.perf_counter() - context.began
-    metrics.answered(route, method, response.status_code, seconds)
+    token = context.get("token")
+    answered(context.request_id, method, route, response.status_code, context.began, token.subject if token else None)
+    return response
+
+
+def request_id(given: str | None) -> str:
+    """What the client calls its request if that is fit to be repeated, else a new name."""
+    return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def answered(request_id: str, method: str, route: str | None, status: int, began: float, device_id: str | None) -> None:
+    """Count a request and write its line. began: by time.perf_counter()."""
+    seconds = time.perf_counter() - began
+    metrics.answered(route, method, status, seconds)
     if log.isEnabledFor(logging.INFO):
-        token = context.get("token")
         fields = {
-            "request_id": context.request_id,
+            "request_id": request_id,
             "method": method,
             "route": route,
-            "status": response.status_code,
+            "status": status,
             "ms": round(seconds * 1000, 2),
-            "device_id": token.subject if token else None,
+            "device_id": device_id,
         }
         log.info("request", extra={"fields": fields})
-    return response

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import marshmallow as ma
-from flask import Flask, Response, g, json, request
+import orjson
+from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
@@ -131,22 +132,29 @@ def init_app(app: Flask) -> None:
 
 
 def respond(problem: Problem) -> Response:
-    body: dict[str, Any] = {
+    media_type = MEDIA_TYPE
+    more = {}
+    if request.endpoint == OAUTH_ENDPOINT and problem.status < 500:
+        # RFC 6749, section 5.2, has members and a media type of its own.
+        more = {"error": "invalid_request", "error_description": problem.detail or problem.title}
+        media_type = "application/json"
+    content = body(problem, g.get("request_id", ""), **more)
+    return Response(content, problem.status, problem.headers, content_type=media_type)
+
+
+def body(problem: Problem, request_id: str, **more: str) -> bytes:
+    """A problem as JSON."""
+    members: dict[str, Any] = {
         "type": f"urn:watchpost:problem:{problem.name}",
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail or problem.title,
-        "request_id": g.get("request_id", ""),
+        "request_id": request_id,
+        **more,
     }
     if problem.errors:
-        body["errors"] = bounded(problem.errors)
-    media_type = MEDIA_TYPE
-    if request.endpoint == OAUTH_ENDPOINT and problem.status < 500:
-        # RFC 6749, section 5.2, has members and a media type of its own.
-        body["error"] = "invalid_request"
-        body["error_description"] = body["detail"]
-        media_type = "application/json"
-    return Response(json.dumps(body), problem.status, problem.headers, content_type=media_type)
+        members["errors"] = bounded(problem.errors)
+    return orjson.dumps(members)
 
 
 def bounded(errors: Any) -> Any:

@@ -1,6 +1,6 @@
 """What a write is: a checked body, made a row, stored by one `.sql` file, answered after the commit.
 
-The view of a single POST and an item of a batch go the same way.
+The view of a single POST, its short way (`app/express.py`) and an item of a batch go the same way.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 from app import problems
 from app.auth import AccessToken, token
-from app.db import Statement, db
-from app.fields import Schema, is_plausible, uuid7_time
+from app.db import Database, Statement, db
+from app.fields import Answer, Schema, is_plausible, uuid7_time
+from app.limits import EVENTS
 
 _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
@@ -26,18 +27,22 @@ Row = dict[str, Any]
 class Write:
     """One kind of row that devices send.
 
-    type: its name in a batch. scope: what a token needs. schema: what a body must be. statement: stores a set of rows.
-    again: decides on the rows that the statement can't decide on. id: the field that names a row. time: of events, the
-    field that holds the client's time.
+    type: its name in a batch. scope: what a token needs. schema: what a body must be. answer: what is told of a stored
+    row. statement: stores a set of rows. again: decides on the rows that the statement can't decide on. id: the field
+    that names a row. time: of events, the field that holds the client's time. share: of a worker's capacity, up to
+    which it is served. beats: whether it tells when to send the next.
     """
 
     type: str
     scope: str
     schema: Schema
+    answer: Answer
     statement: Statement
     again: Statement
     id: str
     time: str | None = None
+    share: float = EVENTS
+    beats: bool = False
 
     def row(self, body: Row, speaker: AccessToken) -> Row:
         """Make the row of a valid body. Raises Problem 403 for another device's, 400 for a UUIDv7 of a wrong time."""
@@ -50,7 +55,15 @@ class Write:
 
     def store(self, body: Row) -> tuple[Row, int]:
         """Store one row; return what is stored and the status. Raises Problem 403, 409, 503."""
-        return accepted(db.write(self, self.row(body, token())))
+        return self.store_for(body, token(), db)
+
+    def store_for(self, body: Row, speaker: AccessToken, database: Database) -> tuple[Row, int]:
+        """The same, outside of Flask's request."""
+        stored, status = accepted(database.write(self, self.row(body, speaker)))
+        if self.beats:
+            stored["server_time"] = int(time.time() * 1000)
+            stored["heartbeat_interval_s"] = database.settings.heartbeat_seconds
+        return stored, status
 
 
 def accepted(stored: Row) -> tuple[Row, int]:

@@ -118,7 +118,7 @@ def test_a_heartbeat_answers_with_what_is_stored(send, device, rows, now_ms):
 
 def test_a_heartbeat_tells_when_to_send_the_next(app, settings, send):
     assert send(HEARTBEAT).json["heartbeat_interval_s"] == settings.heartbeat_seconds
-    app.config["SETTINGS"] = dataclasses.replace(settings, heartbeat_seconds=17)
+    app.extensions["db"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
     assert send(HEARTBEAT).json["heartbeat_interval_s"] == 17
 
 

@@ -20,7 +20,7 @@ from werkzeug.local import LocalProxy
 from app import problems
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
-from app.limits import EVENTS, limits, places
+from app.limits import COUNTED, EVENTS, limits, places
 from app.openapi import documented
 from app.requests import LARGEST_BODY
 from app.scopes import REGISTER
@@ -78,26 +78,26 @@ class Auth:
             algorithms=[SIGNING_ALGORITHM],
         )
 
-    def verify(self, text: str) -> AccessToken:
-        """Verify an access token, or remember that it was verified. Raises TokenRefused."""
-        now = time.time()
+    def remembered(self, text: str) -> AccessToken | None:
+        """What an access token says that was verified before and still is valid, else None."""
         version = self.keys.version
         if version != self._remembered_keys:
             self._remembered, self._remembered_keys = {}, version
-        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        # This memory, whatever becomes of the keys while the token is verified.
-        remembered = self._remembered
-        token = remembered.get(digest)
+        token = self._remembered.get(_digest(text))
+        return token if token is not None and token.expires_at > time.time() - jws.LEEWAY_SECONDS else None
+
+    def verify(self, text: str) -> AccessToken:
+        """Verify an access token, or remember that it was verified. Raises TokenRefused."""
+        token = self.remembered(text)
         if token is None:
+            # This memory, whatever becomes of the keys while the token is verified.
+            remembered = self._remembered
             limits.check_address()
-            token = self._verify(text, now)
+            token = self._verify(text, time.time())
             while len(remembered) >= max(1, self.settings.token_cache):
                 remembered.pop(next(iter(remembered)), None)
             if self.settings.token_cache:
-                remembered[digest] = token
-        elif token.expires_at <= now - jws.LEEWAY_SECONDS:
-            remembered.pop(digest, None)
-            raise jws.TokenRefused("The token has expired.")
+                remembered[_digest(text)] = token
         return token
 
     def _verify(self, text: str, now: float) -> AccessToken:
@@ -124,6 +124,10 @@ class Auth:
             key_thumbprint=thumbprint if jws.is_name(thumbprint) else None,
             expires_at=claims["exp"],
         )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
 
 
 @lru_cache(maxsize=1000)
@@ -156,7 +160,8 @@ class _Validator(JWTBearerTokenValidator):
 class _Guard(ResourceProtector):
     def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> AccessToken:
         token = g.token = cast(AccessToken, self.validate_request(scopes=scopes, request=request))
-        limits.count(token.subject, token.id if REGISTER in token.scopes else None)
+        if COUNTED not in request.environ:
+            limits.count(token.subject, token.id if REGISTER in token.scopes else None)
         return token
 
     def raise_error_response(self, error: OAuth2Error) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import marshmallow as ma
-from flask import current_app
 
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.express import express
 from app.limits import HEARTBEATS, REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
@@ -58,24 +57,30 @@ BROWSER_REGISTER = Write(
     "browser_register",
     scope="browsers:write",
     schema=RegisterBrowserRequest(),
+    answer=RegisterBrowserResponse(),
     statement=statement("browsers/upsert_instances"),
     again=SELECT_OWNERS,
     id="instance_id",
+    share=REPORTS,
 )
 BROWSER_HEARTBEAT = Write(
     "browser_heartbeat",
     scope="browsers:write",
     schema=BrowserHeartbeatRequest(),
+    answer=BrowserHeartbeatResponse(),
     statement=statement("browsers/upsert_heartbeats"),
     again=SELECT_OWNERS,
     id="instance_id",
+    share=HEARTBEATS,
+    beats=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
-@require(BROWSER_REGISTER.scope, share=REPORTS)
+@express(BROWSER_REGISTER)
+@require(BROWSER_REGISTER.scope, share=BROWSER_REGISTER.share)
 @blp.arguments(BROWSER_REGISTER.schema, example=example("browser_register"))
-@blp.response(201, RegisterBrowserResponse())
+@blp.response(201, BROWSER_REGISTER.answer)
 @refusals(RegisterBrowserResponse, 409)
 def register(instance: dict[str, Any]) -> Any:
     """Register a browser instance, or update what is given of it."""
@@ -83,12 +88,11 @@ def register(instance: dict[str, Any]) -> Any:
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@require(BROWSER_HEARTBEAT.scope, share=HEARTBEATS)
+@express(BROWSER_HEARTBEAT)
+@require(BROWSER_HEARTBEAT.scope, share=BROWSER_HEARTBEAT.share)
 @blp.arguments(BROWSER_HEARTBEAT.schema, example=example("browser_heartbeat"))
-@blp.response(201, BrowserHeartbeatResponse())
+@blp.response(201, BROWSER_HEARTBEAT.answer)
 @refusals(BrowserHeartbeatResponse, 409)
 def heartbeat(instance: dict[str, Any]) -> Any:
     """Note that a browser instance is alive."""
-    stored, status = BROWSER_HEARTBEAT.store(instance)
-    interval = current_app.config["SETTINGS"].heartbeat_seconds
-    return {**stored, "server_time": int(time.time() * 1000), "heartbeat_interval_s": interval}, status
+    return BROWSER_HEARTBEAT.store(instance)

@@ -9,6 +9,7 @@ import marshmallow as ma
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.express import express
 from app.openapi import example, refusals
 from app.requests import Blueprint
 from app.writes import Write
@@ -41,6 +42,7 @@ COMPLIANCE_EVENT = Write(
     "compliance_event",
     scope="compliance:write",
     schema=ComplianceEventRequest(),
+    answer=ComplianceEventResponse(),
     statement=statement("compliance/insert_events"),
     again=statement("compliance/select_events"),
     id="event_id",
@@ -49,9 +51,10 @@ COMPLIANCE_EVENT = Write(
 
 
 @blp.route("/event", methods=["POST"])
-@require(COMPLIANCE_EVENT.scope)
+@express(COMPLIANCE_EVENT)
+@require(COMPLIANCE_EVENT.scope, share=COMPLIANCE_EVENT.share)
 @blp.arguments(COMPLIANCE_EVENT.schema, example=example("compliance_event"))
-@blp.response(201, ComplianceEventResponse())
+@blp.response(201, COMPLIANCE_EVENT.answer)
 @refusals(ComplianceEventResponse, 409)
 def report(event: dict[str, Any]) -> Any:
     """Record a compliance event."""

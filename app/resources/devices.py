@@ -7,12 +7,12 @@ import uuid
 from typing import Any
 
 import marshmallow as ma
-from flask import current_app
 
 from app import fields
 from app.auth import require, token
 from app.auth.keys import LONGEST_PEM, DeviceKey, KeyRefused, device_key
 from app.db import db, statement
+from app.express import express
 from app.limits import HEARTBEATS, REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
@@ -77,25 +77,30 @@ DEVICE_REGISTER = Write(
     "device_register",
     scope=REGISTER,
     schema=RegisterDeviceRequest(),
+    answer=RegisterDeviceResponse(),
     statement=REGISTER_DEVICES,
     again=REGISTER_DEVICES,
     id="device_id",
+    share=REPORTS,
 )
 UPSERT_HEARTBEATS = statement("devices/upsert_heartbeats")
 DEVICE_HEARTBEAT = Write(
     "device_heartbeat",
     scope="devices:write",
     schema=DeviceHeartbeatRequest(),
+    answer=DeviceHeartbeatResponse(),
     statement=UPSERT_HEARTBEATS,
     again=UPSERT_HEARTBEATS,
     id="device_id",
+    share=HEARTBEATS,
+    beats=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
-@require(DEVICE_REGISTER.scope, share=REPORTS)
+@require(DEVICE_REGISTER.scope, share=DEVICE_REGISTER.share)
 @blp.arguments(DEVICE_REGISTER.schema, example=example("device_register"))
-@blp.response(201, RegisterDeviceResponse())
+@blp.response(201, DEVICE_REGISTER.answer)
 @refusals(RegisterDeviceResponse, 409)
 def register(device: dict[str, Any]) -> Any:
     """Register a device by its public key, with an enrolment token."""
@@ -112,12 +117,11 @@ def register(device: dict[str, Any]) -> Any:
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@require(DEVICE_HEARTBEAT.scope, share=HEARTBEATS)
+@express(DEVICE_HEARTBEAT)
+@require(DEVICE_HEARTBEAT.scope, share=DEVICE_HEARTBEAT.share)
 @blp.arguments(DEVICE_HEARTBEAT.schema, example=example("device_heartbeat"))
-@blp.response(201, DeviceHeartbeatResponse())
+@blp.response(201, DEVICE_HEARTBEAT.answer)
 @refusals(DeviceHeartbeatResponse, 409)
 def heartbeat(device: dict[str, Any]) -> Any:
     """Note that a device is alive."""
-    stored, status = DEVICE_HEARTBEAT.store(device)
-    interval = current_app.config["SETTINGS"].heartbeat_seconds
-    return {**stored, "server_time": int(time.time() * 1000), "heartbeat_interval_s": interval}, status
+    return DEVICE_HEARTBEAT.store(device)

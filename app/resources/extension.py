@@ -9,6 +9,7 @@ import marshmallow as ma
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.express import express
 from app.limits import REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
@@ -40,17 +41,20 @@ EXTENSION_STATUS = Write(
     "extension_status",
     scope="extension:write",
     schema=ExtensionStatusRequest(),
+    answer=ExtensionStatusResponse(),
     statement=statement("extension/insert_statuses"),
     again=statement("extension/select_statuses"),
     id="status_id",
     time="reported_at",
+    share=REPORTS,
 )
 
 
 @blp.route("/status", methods=["POST"])
-@require(EXTENSION_STATUS.scope, share=REPORTS)
+@express(EXTENSION_STATUS)
+@require(EXTENSION_STATUS.scope, share=EXTENSION_STATUS.share)
 @blp.arguments(EXTENSION_STATUS.schema, example=example("extension_status"))
-@blp.response(201, ExtensionStatusResponse())
+@blp.response(201, EXTENSION_STATUS.answer)
 @refusals(ExtensionStatusResponse, 409)
 def report(status: dict[str, Any]) -> Any:
     """Record whether the extension is on."""

@@ -9,6 +9,7 @@ import marshmallow as ma
 from app import fields
 from app.auth import require
 from app.db import statement
+from app.express import express
 from app.limits import REPORTS
 from app.openapi import example, refusals
 from app.requests import Blueprint
@@ -48,17 +49,20 @@ PROMPT = Write(
     "prompt",
     scope="prompts:write",
     schema=PromptRequest(),
+    answer=PromptResponse(),
     statement=statement("prompts/insert_prompts"),
     again=statement("prompts/select_prompts"),
     id="prompt_id",
     time="timestamp",
+    share=REPORTS,
 )
 
 
 @blp.route("/prompt", methods=["POST"])
-@require(PROMPT.scope, share=REPORTS)
+@express(PROMPT)
+@require(PROMPT.scope, share=PROMPT.share)
 @blp.arguments(PROMPT.schema, example=example("prompt"))
-@blp.response(201, PromptResponse())
+@blp.response(201, PROMPT.answer)
 @refusals(PromptResponse, 409)
 def capture(prompt: dict[str, Any]) -> Any:
     """Record a prompt."""
