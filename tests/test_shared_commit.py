@@ -45,6 +45,22 @@ def queued(commit: SharedCommit[int, int], amount: int) -> None:
         time.sleep(0.001)
 
 
+def test_a_leader_waits_a_moment_for_as_many_as_the_set_before_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.db.shared_commit.GATHER_SECONDS", 20)
+    store = Store()
+    commit = shared(store)
+    commit._expected = 3
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(commit.submit, row) for row in range(3)]
+        # Who is alone next is expected to come with two others, but nobody is waited for longer than the limit.
+        assert sorted(answer.result(10) for answer in answers) == [0, 10, 20]
+        assert [len(rows) for rows in store.sets] == [3]
+        monkeypatch.setattr("app.db.shared_commit.GATHER_SECONDS", 0.01)
+        assert threads.submit(commit.submit, 4).result(10) == 40
+        assert [len(rows) for rows in store.sets] == [3, 1]
+        assert commit._expected == 1
+
+
 def test_rows_that_wait_together_are_one_set_in_the_order_of_arrival() -> None:
     store = Store()
     commit = shared(store)

@@ -2,7 +2,9 @@
 
 The first to come leads: it runs what has queued and answers each. Whoever queued meanwhile waits; when the leader's
 own set is done, the first of them leads the next. So under load a set holds as many rows as came during the commit
-before it, and without load each row is a set of one. Works alike with threads and with greenlets.
+before it, and without load each row is a set of one. Clients that were answered together come back together, a few at a
+time: so a leader waits, for a millisecond at most, until as many are there as in the set before. Works alike with
+threads and with greenlets.
 """
 
 from __future__ import annotations
@@ -13,8 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from gevent import monkey
+
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
+
+
+# How long a leader waits for those who are expected.
+GATHER_SECONDS = 0.001
 
 
 class QueueFull(Exception):
@@ -52,9 +60,13 @@ class SharedCommit(Generic[Given, Answer]):
         self._max_rows = max_rows
         self._max_waiting = max_waiting
         self._patience = patience
-        self._lock = threading.Lock()
+        # Held for moments, never while something is waited for: so greenlets need none of their own kind.
+        self._lock = monkey.get_original("threading", "Lock")()
         self._queue: deque[_Waiter[Given, Answer]] = deque()
         self._led = False
+        # Rows of the last set, and the leader who waits for as many.
+        self._expected = 1
+        self._gathering: _Waiter[Given, Answer] | None = None
 
     def submit(self, row: Given) -> Answer:
         """Store one row together with others and return its answer, after the commit.
@@ -68,6 +80,9 @@ class SharedCommit(Generic[Given, Answer]):
             self._queue.append(me)
             if not self._led:
                 self._led = me.leads = True
+            elif self._gathering is not None and len(self._queue) >= self._expected:
+                self._gathering.woken.release()
+                self._gathering = None
         try:
             if not me.leads:
                 self._wait(me)
@@ -97,6 +112,8 @@ class SharedCommit(Generic[Given, Answer]):
         with self._lock:
             if me in self._queue:
                 self._queue.remove(me)
+            if self._gathering is me:
+                self._gathering = None
             if me.leads:
                 me.leads = False
                 self._pass_on()
@@ -114,7 +131,14 @@ class SharedCommit(Generic[Given, Answer]):
         # Whoever is ready to run comes first, and may have a row for this set.
         time.sleep(0)
         with self._lock:
-            taken = [self._queue.popleft() for _ in range(min(self._max_rows, len(self._queue)))]
+            if len(self._queue) < self._expected:
+                self._gathering = me
+        if self._gathering is me:
+            me.woken.acquire(timeout=GATHER_SECONDS)
+        with self._lock:
+            self._gathering = None
+            self._expected = min(self._max_rows, len(self._queue))
+            taken = [self._queue.popleft() for _ in range(self._expected)]
         answers: list[Answer | Exception]
         try:
             answers = self._run([waiter.row for waiter in taken])
