@@ -10,6 +10,7 @@ import uuid
 from flask import Flask, Response, g, request
 
 from app import metrics
+from config import logging as log_config
 
 log = logging.getLogger("watchpost.request")
 
@@ -58,4 +59,4 @@ def answered(request_id: str, method: str, route: str | None, status: int, began
             "ms": round(seconds * 1000, 2),
             "device_id": device_id,
         }
-        log.info("request", extra={"fields": fields})
+        log_config.write(log.name, "request", fields)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -26,36 +28,47 @@ class JSONLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line.update(getattr(record, "fields", {}))
+        fields: dict[str, Any] = getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0]:
-            line["exception"] = record.exc_info[0].__name__
-            line["at"] = [
-                f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(record.exc_info[2])
-            ][-12:]
-        text = orjson.dumps(line).decode()
-        # Escapes what is not ASCII: a terminal may take it for a command, a file may be of another encoding.
-        return text if text.isascii() else json.dumps(line, separators=(",", ":"))
+            at = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(record.exc_info[2])]
+            fields = {**fields, "exception": record.exc_info[0].__name__, "at": at[-12:]}
+        return _line(record.created, record.levelname.lower(), record.name, record.getMessage(), fields)
 
 
-class StandardError(logging.StreamHandler[Any]):
+class StandardError(logging.Handler):
     """Writes to what sys.stderr is at the time, which a supervisor or a test may have replaced."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write(self.format(record))
+        except Exception:
+            self.handleError(record)
 
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
 
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        """Assigned by StreamHandler; never kept."""
+def write(logger: str, message: str, fields: dict[str, Any]) -> None:
+    """Write a line of level info: what is written for every request need not pass through records and handlers."""
+    # As logging has it: that a line can't be written is no reason to fail.
+    with contextlib.suppress(OSError, ValueError):
+        _write(_line(time.time(), "info", logger, message, fields))
+
+
+def _write(line: str) -> None:
+    # In one piece, so that lines of several processes don't mix.
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _line(moment: float, level: str, logger: str, message: str, fields: dict[str, Any]) -> str:
+    line = {
+        "time": datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds"),
+        "level": level,
+        "logger": logger,
+        "message": message,
+        **fields,
+    }
+    text = orjson.dumps(line).decode()
+    # Escapes what is not ASCII: a terminal may take it for a command, a file may be of another encoding.
+    return text if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 
 def config(level: str) -> dict[str, Any]:

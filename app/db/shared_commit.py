@@ -73,7 +73,7 @@ class SharedCommit(Generic[Given, Answer]):
 
         Raises QueueFull, and what `run` raised or answered.
         """
-        me = _Waiter[Given, Answer](row)
+        me: _Waiter[Given, Answer] = _Waiter(row)
         with self._lock:
             if len(self._queue) >= self._max_waiting:
                 raise QueueFull
