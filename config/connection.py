@@ -125,6 +125,7 @@ class Connection:
         # Bytes of the next request so far, those since the last that belonged to a body, and when the wait began.
         self._received = self._overhead = 0
         self._since = 0.0
+        self._is_sending = False
         self.deadline = NEVER
 
     def serve(self) -> None:
@@ -151,7 +152,7 @@ class Connection:
         """Wait no longer: whatever is being received or sent ends here."""
         self.deadline = NEVER
         with contextlib.suppress(OSError):
-            self._client.shutdown(socket.SHUT_RD if self._received or not self._ready else socket.SHUT_RDWR)
+            self._client.shutdown(socket.SHUT_RDWR if self._is_sending else socket.SHUT_RD)
 
     def hurry(self, now: float) -> None:
         """Give a client that has nothing under way a moment to send something."""
@@ -299,11 +300,13 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Send bytes, piece by piece, each within the time that a client may be silent."""
-        sent = self._client.send(data)
+        self._is_sending = True
+        sent = 0
         while sent < len(data):
             self.deadline = time.monotonic() + SILENCE_SECONDS
-            sent += self._client.send(data[sent : sent + PIECE])
-        self.deadline = NEVER
+            # No copy of what is sent in one piece, as almost everything is.
+            sent += self._client.send(data[sent : sent + PIECE] if sent else data)
+        self._is_sending, self.deadline = False, NEVER
 
     def _refuse(self, status: int) -> None:
         """Answer what is no request, without a word of it here or in the log."""

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from app.db import embedded
+from config import connection
 from config.settings import SettingError, load
 from tests.agent import Agent
 from tests.service import Service, serving
@@ -383,3 +384,33 @@ def test_files_of_another_version_are_refused_at_once(folder: Path) -> None:
     (folder / "postgresql" / "PG_VERSION").write_text("14\n")
     with pytest.raises(embedded.EmbeddedError, match="was made by PostgreSQL 14"), embedded.running(str(folder)):
         pass
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST / HT",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_a_client_that_sends_or_reads_nothing_more_is_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.2)
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read() and b"", b"x" * 2**24]
+
+    ours, silent = socket.socketpair()
+    with ThreadPoolExecutor(1) as threads, silent:
+        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+        ended = threads.submit(served.serve)
+        silent.sendall(sent)
+        deadline = time.monotonic() + 20
+        # As the worker does, once a second.
+        while not ended.done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if served.deadline <= time.monotonic():
+                served.give_up()
+        assert ended.done()
