@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import uuid
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -28,7 +28,9 @@ from werkzeug.test import TestResponse
 from app import Watchpost, scopes
 from app.auth import jws
 from config.settings import Settings
-from tests.agent import ASSERTION_TYPE, Agent
+from tests import forgery
+from tests.agent import ALGORITHMS, ASSERTION_TYPE, Agent
+from tests.forgery import part, signed
 
 ISSUER = "http://watchpost.test"
 TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
@@ -52,12 +54,6 @@ Ask = Callable[..., TestResponse]
 Knock = Callable[[str], TestResponse]
 
 
-def part(value: Any) -> str:
-    """One part of a compact token: bytes as they are, anything else as JSON."""
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def opened(token: str) -> tuple[Claims, Claims]:
     """Header and claims of a token, unverified."""
     header, claims, _ = token.split(".")
@@ -68,13 +64,6 @@ def es256(key: ECKey, text: str) -> tuple[bytes, int, int]:
     """A signature of a text: as DER, and as its two numbers."""
     der = key.get_op_key("sign").sign(text.encode(), ec.ECDSA(SHA256()))
     return der, *decode_dss_signature(der)
-
-
-def signed(key: ECKey, header: Any, claims: Any) -> str:
-    """A token signed by hand with ES256, since a library would refuse to make the bad ones."""
-    text = f"{part(header)}.{part(claims)}"
-    _, r, s = es256(key, text)
-    return f"{text}.{part(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
 def keyed_hash(secret: bytes, header: Claims, claims: Claims) -> str:
@@ -99,7 +88,7 @@ def from_now(**seconds: int) -> Claims:
 def assertion_parts(agent: Agent, **claims: Any) -> tuple[Claims, Claims]:
     """Header and claims of a client assertion; a claim given as None is left out."""
     good = {"iss": agent.device_id, "sub": agent.device_id, "aud": TOKEN_ENDPOINT, "jti": uuid.uuid4().hex}
-    return {"alg": "ES256"}, present({**good, **from_now(iat=0, exp=60), **claims})
+    return {"alg": ALGORITHMS[agent.key.key_type]}, present({**good, **from_now(iat=0, exp=60), **claims})
 
 
 def access_parts(app: Watchpost, agent: Agent, **claims: Any) -> tuple[ECKey, Claims, Claims]:
@@ -698,6 +687,99 @@ def test_what_forgeries_are_made_of_is_good(app: Watchpost, device: Agent, ask: 
     assert ask(signed(device.key, *assertion_parts(device))).status_code == 200
     assert knock(signed(*access_parts(app, device))).status_code == 200
     assert (used(rows), heartbeats(rows)) == (1, 1)
+
+
+# Signatures, spellings, types and bits: each of a thousand small changes makes a token worthless.
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_signature_with_a_known_flaw_is_refused(
+    kind: str, register: Callable[..., Agent], ask: Ask, rows: Rows
+) -> None:
+    agent = register(Agent(key=KEYS[kind]()))
+    header, claims = assertion_parts(agent)
+    text = f"{part(header)}.{part(claims)}"
+    for name, signature in forgery.forged(agent.key, text.encode()).items():
+        assert ask(f"{text}.{part(signature)}").status_code == 401, name
+    assert used(rows) == 0
+    assert ask(f"{text}.{part(forgery.sign(agent.key, text.encode()))}").status_code == 200
+
+
+def test_an_access_token_with_a_known_flaw_in_its_signature_is_refused(
+    app: Watchpost, device: Agent, knock: Knock, rows: Rows
+) -> None:
+    key, header, claims = access_parts(app, device)
+    text = f"{part(header)}.{part(claims)}"
+    for name, signature in forgery.forged(key, text.encode()).items():
+        assert knock(f"{text}.{part(signature)}").status_code == 401, name
+    assert heartbeats(rows) == 0
+
+
+def test_both_signatures_that_ecdsa_has_are_taken(device: Agent, ask: Ask) -> None:
+    # (r, s) and (r, n - s) are equally valid (FIPS 186-5, section 6.4.2), and a device's library may make either.
+    for turned in (False, True):
+        header, claims = assertion_parts(device)
+        text = f"{part(header)}.{part(claims)}"
+        _, r, s = es256(device.key, text)
+        signature = r.to_bytes(32, "big") + (forgery.N - s if turned else s).to_bytes(32, "big")
+        assert ask(f"{text}.{part(signature)}").status_code == 200
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_token_has_one_spelling(kind: str, register: Callable[..., Agent], ask: Ask, rows: Rows) -> None:
+    agent = register(Agent(key=KEYS[kind]()))
+    assertion = signed(agent.key, *assertion_parts(agent))
+    for name, text in forgery.respelled(assertion).items():
+        assert ask(text).status_code == 401, name
+    assert used(rows) == 0
+    assert ask(assertion).status_code == 200
+
+
+def test_an_access_token_has_one_spelling(app: Watchpost, device: Agent, knock: Knock, rows: Rows) -> None:
+    token = access_token(app, device)
+    # A header's value can't hold a line end, and spaces around it are not part of it.
+    texts = {name: text for name, text in forgery.respelled(token).items() if text.isprintable() and text[0] != " "}
+    for name, text in texts.items():
+        assert knock(text).status_code == 401, name
+    assert heartbeats(rows) == 0
+    assert knock(token).status_code == 200
+
+
+def test_a_member_of_another_json_type_is_refused_in_an_assertion(device: Agent, ask: Ask, rows: Rows) -> None:
+    for name, assertion in forgery.mistyped(device.key, *assertion_parts(device)):
+        answer = ask(assertion)
+        assert (answer.status_code, answer.json["error"]) == (401, "invalid_client"), name
+    assert used(rows) == 0
+
+
+def test_a_member_of_another_json_type_is_refused_in_an_access_token(
+    app: Watchpost, device: Agent, knock: Knock, rows: Rows
+) -> None:
+    for name, token in forgery.mistyped(*access_parts(app, device, cnf={"jkt": "x"})):
+        assert knock(token).status_code == 401, name
+    assert heartbeats(rows) == 0
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_bit_that_is_turned_over_makes_an_assertion_worthless(
+    kind: str, register: Callable[..., Agent], ask: Ask, rows: Rows
+) -> None:
+    agent = register(Agent(key=KEYS[kind]()))
+    # Some of them; the battery has them all.
+    for name, assertion in itertools.islice(forgery.flipped(signed(agent.key, *assertion_parts(agent))), 3, None, 23):
+        assert ask(assertion).status_code == 401, name
+    assert used(rows) == 0
+
+
+def test_a_bit_that_is_turned_over_makes_an_access_token_worthless(
+    app: Watchpost, device: Agent, knock: Knock, rows: Rows
+) -> None:
+    token = access_token(app, device)
+    for name, text in itertools.islice(forgery.flipped(token), 3, None, 23):
+        assert knock(text).status_code == 401, name
+    for name, text in itertools.islice(forgery.cut(token), 1, None, 23):
+        assert knock(text).status_code == 401, name
+    assert heartbeats(rows) == 0
 
 
 # One kind of token is not taken for another.

@@ -115,13 +115,16 @@ class Auth:
         scope = claims.get("scope", "")
         if not isinstance(scope, str) or len(scope) > 1000:
             raise jws.TokenRefused("Claim scope must be a string.")
-        confirmation = claims.get("cnf")
-        thumbprint = confirmation.get("jkt") if isinstance(confirmation, dict) else None
+        thumbprint = None
+        if "cnf" in claims:
+            thumbprint = claims["cnf"].get("jkt") if isinstance(claims["cnf"], dict) else None
+            if not jws.is_name(thumbprint):
+                raise jws.TokenRefused("Claim cnf must name a key.")
         return AccessToken(
             subject=claims["sub"],
             id=claims["jti"],
             scopes=_scopes(scope),
-            key_thumbprint=thumbprint if jws.is_name(thumbprint) else None,
+            key_thumbprint=thumbprint,
             expires_at=claims["exp"],
         )
 

@@ -22,7 +22,10 @@ LONGEST_TOKEN = 8192
 # Everything that could name a key (jku, x5u, jwk, x5c) or change the rules (crit, b64) is refused.
 HEADERS = {"alg", "typ", "kid"}
 LEEWAY_SECONDS = 60
-_FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+# base64url without padding (RFC 7515, section 2). Bits of the last character that carry nothing are zero (RFC 4648,
+# section 3.5): so what was signed once has one spelling.
+_PART = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{4}|[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])"
+_FORM = re.compile(rf"{_PART}\.{_PART}\.{_PART}")
 
 # RFC 9864 gives EdDSA with Ed25519 a new name; devices go on using the old one (RFC 8037).
 warnings.filterwarnings("ignore", message=".*EdDSA", category=SecurityWarning)
@@ -57,9 +60,9 @@ def verified(text: str, key: Key | KeySet, algorithm: str) -> tuple[dict[str, An
 def check_times(claims: dict[str, Any], now: float) -> None:
     """exp must be there and to come, nbf and iat past, with the leeway (RFC 7519, section 4.1). Raises TokenRefused."""
     for name in ("exp", "nbf", "iat"):
-        value = claims.get(name)
-        if value is None and name != "exp":
+        if name not in claims and name != "exp":
             continue
+        value = claims.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TokenRefused(f"Claim {name} must be a number.")
         if name == "exp" and value <= now - LEEWAY_SECONDS:
