@@ -243,11 +243,15 @@ class Addresses(fields.Field[list[str]]):
         "mac": "Not a MAC address.",
         "ip": "Not an IPv4 or IPv6 address.",
     }
+    _items = {
+        "mac": {"type": "string", "pattern": f"^(?:{_MAC.pattern})$"},
+        "ip": {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]},
+    }
 
     def __init__(self, kind: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kind = kind
-        self.json_schema = {"type": "array", "items": {"type": "string"}, "maxItems": LONGEST_LIST}
+        self.json_schema = {"type": "array", "items": self._items[kind], "maxItems": LONGEST_LIST}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
         if not isinstance(value, list):

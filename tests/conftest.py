@@ -16,6 +16,7 @@ import pytest
 from flask.testing import FlaskClient
 from psycopg.rows import dict_row
 from pytest_postgresql import factories
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from app import Watchpost, create_app
 from app.auth.keys import SigningKeys
@@ -24,6 +25,7 @@ from config.settings import Settings
 from tests import pgbouncer
 from tests.agent import Agent
 from tests.service import Service, as_role
+from tests.site import Site, inhabited
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
@@ -226,6 +228,23 @@ def operate(app: Any) -> Callable[..., None]:
         assert result.exit_code == 0, result.output
 
     return run
+
+
+@pytest.fixture(scope="module")
+def site(template: Any) -> Iterator[Site]:
+    """A running service with a device, for all tests of a module."""
+    folder = Path(tempfile.mkdtemp(prefix="wp-"))
+    folder.chmod(0o755)
+    database = {"host": template.host, "port": template.port, "user": template.user, "dbname": "site"}
+    url = "postgresql://{user}@/{dbname}?host={host}&port={port}".format(**database)
+    try:
+        with (
+            DatabaseJanitor(**database, template_dbname=template.template_dbname),
+            inhabited(folder, database_url=url) as site,
+        ):
+            yield site
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -8,60 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
-from pytest_postgresql.janitor import DatabaseJanitor
 
-from tests.agent import Agent
-from tests.service import Service, serving
+from tests.site import Site
 from tests.wire import Reply, Wire
-
-
-class Site(NamedTuple):
-    """A running service, with a device of its own."""
-
-    service: Service
-    agent: Agent
-    token: str
-    database: str
-
-
-def url(*, host: str, port: int, user: str, dbname: str) -> str:
-    return f"postgresql://{user}@/{dbname}?host={host}&port={port}"
-
-
-@pytest.fixture(scope="module")
-def site(template: Any) -> Iterator[Site]:
-    folder = Path(tempfile.mkdtemp(prefix="wp-"))
-    folder.chmod(0o755)
-    place = {"host": template.host, "port": template.port, "user": template.user}
-    database = {**place, "dbname": "http"}
-    try:
-        with (
-            DatabaseJanitor(**database, template_dbname=template.template_dbname),
-            serving(folder, workers=1, database_url=url(**database)) as service,
-        ):
-            enrollment = service.flask("enrollment", "create", "--label", "l", "--max-uses", "5", "--expires-in", "1h")
-            agent = Agent()
-            assert service.post("/api/devices/register", agent.registration(), enrollment).status == 201
-            form = urlencode(agent.token_request(service.url)).encode()
-            answer = service.post("/api/auth/token", form, **{"Content-Type": "application/x-www-form-urlencoded"})
-            yield Site(service, agent, answer.json["access_token"], url(**database))
-        log = service.log.read_text()
-        assert "Traceback" not in log
-        statuses = {json.loads(line).get("status", 0) for line in log.splitlines()}
-        assert {status for status in statuses if status >= 500} <= {501, 503, 505}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Case:

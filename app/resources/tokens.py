@@ -7,7 +7,7 @@ from typing import Any
 import marshmallow as ma
 from flask import Response, jsonify
 
-from app import scopes
+from app import problems, scopes
 from app.auth import auth, token_endpoint
 from app.openapi import documented
 from app.requests import Blueprint
@@ -40,12 +40,11 @@ class TokenResponse(ma.Schema):
     scope = ma.fields.String(required=True)
 
 
-class TokenError(ma.Schema):
+class TokenError(problems.ProblemSchema):
     """RFC 6749, section 5.2, with the members of RFC 9457."""
 
     error = ma.fields.String(required=True)
     error_description = ma.fields.String(required=True)
-    request_id = ma.fields.String(required=True)
 
 
 _ERROR = {"description": "Refused", "content": {"application/json": {"schema": TokenError}}}
