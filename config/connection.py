@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from gunicorn.http.errors import ParseException
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from werkzeug.exceptions import ClientDisconnected
 
 log = logging.getLogger("watchpost.worker")
 
@@ -82,11 +83,16 @@ class Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read some bytes; 0 at the end, also where the client stopped before it. Raises ParseException."""
+        """Read some bytes; 0 at the end, also where the client stopped before it, if there is a length to tell by.
+
+        Raises ParseException, and ClientDisconnected when chunks stop before the last.
+        """
         incoming = self._incoming
         while not self._left:
             self._left, incoming.body = b"".join(incoming.body), []
             if not self._left and (incoming.is_complete or not self._connection.receive_body(incoming)):
+                if not incoming.is_complete and "HTTP_TRANSFER_ENCODING" in incoming.environ:
+                    raise ClientDisconnected
                 return 0
         size = min(len(buffer), len(self._left))
         buffer[:size] = self._left[:size]
@@ -251,16 +257,37 @@ class Connection:
         self._received += len(data)
         self._overhead += len(data)
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            # Nothing here speaks another protocol. The request is answered, and what follows it is not HTTP.
-            for incoming in self._ready:
-                incoming.keeps_alive = False
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    data = b""
+                except HttpParserUpgrade as upgrade:
+                    data = self._decline(data[upgrade.args[0] :])
         except HttpParserError as error:
             self._refusal = error.__context__.status if isinstance(error.__context__, NotHttp) else 400
         if self._overhead > LONGEST_HEAD and self._refusal is None:
             self._refusal = 431 if self._headers >= 0 else 400
         return True
+
+    def _decline(self, rest: bytes) -> bytes:
+        """Read on in HTTP/1.1, whatever other protocol a request offers (RFC 9110, section 7.8).
+
+        rest: what follows its head. Returns what there is to read of it.
+        """
+        incoming = self._ready[-1]
+        environ = incoming.environ
+        if environ["REQUEST_METHOD"] == "CONNECT":
+            # What follows is meant for somebody else.
+            incoming.keeps_alive = False
+            return b""
+        # llhttp takes such a request for one without a body. Another one is told just what the body is like.
+        self._parser = HttpRequestParser(self)
+        framing = {"Content-Length": "CONTENT_LENGTH", "Transfer-Encoding": "HTTP_TRANSFER_ENCODING"}
+        lines = [f"{name}: {environ[key]}\r\n" for name, key in framing.items() if key in environ]
+        self._parser.feed_data(f"POST / HTTP/1.1\r\nHost: -\r\n{''.join(lines)}\r\n".encode("latin-1"))
+        incoming.is_complete = self._ready.pop().is_complete
+        self._incoming = incoming
+        return rest
 
     def _answer(self, incoming: Incoming) -> bool:
         """Have the application answer; whether the connection goes on."""

@@ -182,7 +182,6 @@ REFUSED: dict[str, Make] = {
     "HTTP/1.1 with a tail": starting(b"GET /livez HTTP/1.1 x"),
     "a space behind the version": starting(b"GET /livez HTTP/1.1 "),
     "another protocol": starting(b"GET /livez ICY/1.1"),
-    "two spaces before the version": starting(b"GET /livez  HTTP/1.1"),
     "tabs for spaces": starting(b"GET\t/livez\tHTTP/1.1"),
     "a space in the target": starting(b"GET /li vez HTTP/1.1"),
     "NUL in the target": starting(b"GET /livez\x00 HTTP/1.1"),
@@ -190,7 +189,6 @@ REFUSED: dict[str, Make] = {
     "a target that is not ASCII": starting(b"GET /liv\xc3\xa9z HTTP/1.1"),
     "no target": starting(b"GET HTTP/1.1"),
     "an empty target": starting(b"GET  HTTP/1.1"),
-    "an asterisk": starting(b"GET * HTTP/1.1"),
     "a target without a slash": starting(b"GET livez HTTP/1.1"),
     "a host for a target": starting(b"GET watchpost.test:80 HTTP/1.1"),
     "a method with a bracket": starting(b"GE(T /livez HTTP/1.1"),
@@ -246,8 +244,8 @@ BAD_CHUNKS: dict[str, Make] = {
     "an extension with CR": lambda case: chunk(case.body, b"%x;a\rb" % len(case.body)) + b"0\r\n\r\n",
     "an extension with LF": lambda case: chunk(case.body, b"%x;a\nb" % len(case.body)) + b"0\r\n\r\n",
     "an extension with NUL": lambda case: chunk(case.body, b"%x;a\x00" % len(case.body)) + b"0\r\n\r\n",
-    "an extension of 100,000 bytes": lambda case: (
-        chunk(case.body, b"%x;a=" % len(case.body) + b"b" * 100_000) + b"0\r\n\r\n"
+    "an extension of a mebibyte": lambda case: (
+        chunk(case.body, b"%x;a=" % len(case.body) + b"b" * 2**20) + b"0\r\n\r\n"
     ),
     "no last chunk": lambda case: chunk(case.body),
     "a last chunk without its end": lambda case: chunk(case.body) + b"0\r\n",
@@ -335,6 +333,10 @@ TAKEN: dict[str, Make] = {
         case.head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", case.length())
         + case.body
     ),
+    "an upgrade to HTTP/2 with chunks": lambda case: (
+        case.head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", CHUNKED)
+        + case.chunks
+    ),
     "an upgrade to a web socket": lambda case: (
         case.head(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: eA==", case.length()) + case.body
     ),
@@ -362,6 +364,20 @@ def test_requests_that_come_at_once_are_answered_in_their_order(case: Case) -> N
         replies = [wire.reply() for _ in range(21)]
     assert [reply.id for reply in replies if reply] == [case.id(name) for name in (*names[:10], "first", *names[10:])]
     assert [reply.status for reply in replies if reply] == [200] * 10 + [201] + [200] * 10
+
+
+def test_a_request_that_offers_other_protocols_is_one_of_many(case: Case) -> None:
+    upgrade = (b"Connection: Upgrade", b"Upgrade: websocket")
+    with Wire(case.site.service) as wire:
+        post = case.head(*upgrade, case.length()) + case.body
+        wire.send(case.get("r1", *upgrade) + post + case.get("r2", *upgrade) + case.get("r3"), slowly=0.0002)
+        replies = [wire.reply() for _ in range(4)]
+    assert [(reply.status, reply.id) for reply in replies if reply] == [
+        (200, case.id("r1")),
+        (201, case.id("first")),
+        (200, case.id("r2")),
+        (200, case.id("r3")),
+    ]
 
 
 UNREAD: dict[str, tuple[bytes, bool]] = {
@@ -428,6 +444,14 @@ def test_http_1_1_without_a_host_is_refused(case: Case) -> None:
         wire.send(sent, no_more=True)
         replies = wire.replies()
     assert [reply.status for reply in replies] == [400]
+
+
+@pytest.mark.parametrize("start", [b"GET * HTTP/1.1", b"GET /livez  HTTP/1.1"])
+def test_what_is_clear_but_wrong_may_be_refused_or_taken(start: bytes, case: Case) -> None:
+    with Wire(case.site.service) as wire:
+        wire.send(case.head(start=start, trusted=False), no_more=True)
+        replies = wire.replies()
+    assert [reply.status in (200, 400, 404) for reply in replies] == [True], replies
 
 
 def test_connect_opens_no_tunnel(case: Case) -> None:

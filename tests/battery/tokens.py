@@ -1,4 +1,4 @@
-"""Tokens: every bit turned over, every member of another type, every known flaw of a signature. None may be believed."""
+"""Tokens: every bit turned over, every member of another type, every known flaw of a signature; none is believed."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def tried(site: Site, what: str, key: forgery.Key, header: Any, claims: Any, sen
         "a known flaw of signatures": ((name, f"{text}.{forgery.part(signature)}") for name, signature in signatures),
         "another spelling": (
             # A header's value has no line ends, and spaces around it are not part of it.
-            (name, spelt) for name, spelt in forgery.respelled(token).items() if spelt.isprintable() and spelt.isascii()
-            and not spelt.startswith(" ")
+            (name, spelt)
+            for name, spelt in forgery.respelled(token).items()
+            if spelt.isprintable() and spelt.isascii() and not spelt.startswith(" ")
         ),
     }
     for family, forged in families.items():
@@ -102,7 +103,9 @@ def tried(site: Site, what: str, key: forgery.Key, header: Any, claims: Any, sen
             answers = list(threads.map(lambda pair: send(pair[1]), named))
         statuses = Counter(answer.status for answer in answers)
         accepted = [name for (name, _), answer in zip(named, answers, strict=True) if answer.status < 400]
-        challenged = sum(1 for answer in answers if answer.headers.get("WWW-Authenticate", "").startswith("Bearer error="))
+        challenged = sum(
+            1 for answer in answers if answer.headers.get("WWW-Authenticate", "").startswith("Bearer error=")
+        )
         said = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
         failed = len(faults(site.service)) - before
         result = f"{said}; accepted {len(accepted)}, faults {failed}, without a challenge {len(named) - challenged}"
