@@ -8,76 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.site import Site
-from tests.wire import Reply, Wire
-
-
-class Case:
-    """What one case sends, and how it finds out what became of it."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.mark = uuid.uuid4().hex
-        self.body = json.dumps(
-            {
-                "device_id": site.agent.device_id,
-                "instance_id": "i",
-                "site": "s",
-                "url": "u",
-                "prompt": self.mark,
-                "timestamp": int(time.time() * 1000),
-            }
-        ).encode()
-
-    def id(self, name: str) -> str:
-        return f"{name}-{self.mark}"
-
-    def head(self, *lines: bytes, start: bytes = b"POST /api/prompt HTTP/1.1", trusted: bool = True) -> bytes:
-        """The head of a request named `first`, with these lines at its end."""
-        own = [start, b"Host: watchpost.test", b"X-Request-ID: " + self.id("first").encode()]
-        if trusted:
-            own += [b"Authorization: Bearer " + self.site.token.encode(), b"Content-Type: application/json"]
-        return b"\r\n".join([*own, *lines, b"", b""])
-
-    def length(self) -> bytes:
-        return b"Content-Length: %d" % len(self.body)
-
-    def get(self, name: str, *lines: bytes) -> bytes:
-        """A whole harmless request."""
-        own = [b"GET /livez HTTP/1.1", b"Host: watchpost.test", b"X-Request-ID: " + self.id(name).encode()]
-        return b"\r\n".join([*own, *lines, b"", b""])
-
-    @property
-    def chunks(self) -> bytes:
-        """The body in two chunks."""
-        return chunk(self.body[:10]) + chunk(self.body[10:]) + b"0\r\n\r\n"
-
-    def seen(self) -> set[str]:
-        """Names of the requests that the application answered."""
-        ids = [json.loads(line).get("request_id", "") for line in self.site.service.log.read_text().splitlines()]
-        return {id_.partition("-")[0] for id_ in ids if id_.endswith(self.mark)}
-
-    def stored(self) -> bool:
-        with psycopg.connect(self.site.database) as connection:
-            found = connection.execute("SELECT FROM prompts WHERE prompt = %s", (self.mark,)).fetchall()
-        return found != []
+from tests.wire import CHUNKED, Case, Reply, Wire, chunk
 
 
 @pytest.fixture
 def case(site: Site) -> Case:
     return Case(site)
-
-
-def chunk(data: bytes, size: bytes | None = None) -> bytes:
-    return (b"%x" % len(data) if size is None else size) + b"\r\n" + data + b"\r\n"
 
 
 def is_problem(reply: Reply) -> None:
@@ -100,8 +42,6 @@ def starting(line: bytes) -> Make:
 def with_chunks(make: Make) -> Make:
     return lambda case: case.head(b"Transfer-Encoding: chunked") + make(case)
 
-
-CHUNKED = b"Transfer-Encoding: chunked"
 
 # What can be read in two ways, and what is no HTTP: one refusal, then the connection is closed.
 REFUSED: dict[str, Make] = {
