@@ -1,12 +1,16 @@
 # Needs Python 3.11 or newer and make. `make run` and `make test` install what else they need.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Hashes of all files of a version: one lock for every processor and every Python that is supported.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	--custom-compile-command 'make lock' --output-file
 INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run demo test test-postgresql-15 test-pgbouncer battery check format spec bench clean
+.PHONY: run demo test test-postgresql-15 test-pgbouncer battery check audit lock format spec bench clean
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -33,13 +37,21 @@ test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; a
 battery: .venv/tests ## faults and attacks, with their counts: an hour or so; options go into BATTERY
 	@exec $(BIN)/python -m tests.battery $(BATTERY)
 
-check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml is what the code says
+check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml and the locks are what they have to be
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --disable-progress-bar sql migrations
 	$(BIN)/squawk --config .squawk.toml $(filter-out %.rollback.sql,$(wildcard migrations/*.sql))
 	$(BIN)/flask --app wsgi spec --check
+	$(BIN)/python -m tests.supply check
+
+audit: .venv/tests ## whether a locked package is known to be vulnerable; says so when no advisory source can be reached
+	$(BIN)/python -m tests.supply audit
+
+lock: .venv/tests ## lock the newest versions within requirements.txt and tests/requirements.txt, with their hashes
+	$(LOCK) config/requirements.lock requirements.txt
+	$(LOCK) tests/requirements.lock --constraint config/requirements.lock tests/requirements.txt
 
 format: .venv/tests
 	$(BIN)/ruff check --fix
@@ -54,19 +66,19 @@ bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk (apt
 clean:
 	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.venv/service: requirements.txt
+.venv/service: config/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	@# Debian keeps what venv needs in a package of its own.
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) python3-venv; } >&2 || \
 		{ echo 'Python lacks venv: apt-get install python3-venv' >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(PIP) --require-hashes --requirement config/requirements.lock
 	@touch $@
 
-.venv/tests: tests/requirements.txt .venv/service
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+.venv/tests: tests/requirements.lock .venv/service
+	$(PIP) --require-hashes --requirement tests/requirements.lock
 	@touch $@
 
 .venv/bench: tests/bench/requirements.txt .venv/tests
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/bench/requirements.txt
+	$(PIP) --requirement tests/bench/requirements.txt
 	@touch $@
