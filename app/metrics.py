@@ -1,24 +1,57 @@
-"""What Prometheus reads at `/metrics`: counts and times of all workers of this host together."""
+"""What Prometheus reads at `/metrics`: counts and times of all workers of this host together, and the database's state.
+
+Label values are words of this code or of PostgreSQL; nothing that a client sends is one.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections import Counter as Tally
-from collections.abc import Iterable
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
+from prometheus_client.core import GaugeMetricFamily
 
-# prometheus_client reads it when it is imported: workers then count in files that each of them can add up.
+# prometheus_client reads the first when it is imported: workers then count in files that each of them can add up. A
+# file belongs to a place among the workers: who replaces a worker that is gone goes on counting in its file, so nothing
+# is lost, and there are never more files than there were workers at a time.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+PLACE = "PROMETHEUS_MULTIPROC_PLACE"
+if FOLDER in os.environ:
+    _place = os.environ[PLACE]
+    _write = struct.Struct("d").pack_into
+
+    class _Value(values.MultiProcessValue(lambda: _place)):  # type: ignore[misc]
+        """prometheus_client's value, without its lock: a worker is one thread, and nothing in here lets another run.
+
+        With it, and with a look for forks, each of the eight counts of a request took 1.4 µs instead of 0.2.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._position = self._file._positions[self._key]
+
+        def inc(self, amount: float) -> None:
+            self._value += amount
+            _write(self._file._m, self._position, self._value)
+
+    values.ValueClass = _Value
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 REQUESTS = Counter("watchpost_requests", "Requests, by route, method and status.", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram(
-    "watchpost_request_seconds",
-    "Time from reading a request's head to its answer, by route.",
-    ["route"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    "watchpost_request_seconds", "Time from reading a request's head to its answer.", ["route"], buckets=SECONDS
+)
+PROBLEMS = Counter(
+    "watchpost_problems", "Refusals of requests and of items of batches, by problem type.", ["problem", "status"]
+)
+TOKENS_REFUSED = Counter(
+    "watchpost_tokens_refused", "Access tokens and client assertions that were refused, by reason.", ["kind", "reason"]
 )
 ROWS = Counter("watchpost_rows", "Rows that devices sent, by kind and by what became of them.", ["kind", "outcome"])
 SET_ROWS = Histogram(
@@ -27,35 +60,119 @@ SET_ROWS = Histogram(
     ["kind"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
 )
-DATABASE_ERRORS = Counter("watchpost_database_errors", "Errors of the database, by SQLSTATE.", ["sqlstate"])
+QUEUE_WAIT_SECONDS = Histogram(
+    "watchpost_queue_wait_seconds",
+    "Time that the first row of a set waited for the commit before it.",
+    ["kind"],
+    buckets=SECONDS,
+)
+POOL_WAIT_SECONDS = Histogram(
+    "watchpost_pool_wait_seconds", "Time until a database connection was free.", buckets=SECONDS
+)
+DATABASE_ERRORS = Counter(
+    "watchpost_database_errors",
+    "Errors of the database and waits for it that were given up, by class and SQLSTATE.",
+    ["error", "sqlstate"],
+)
 
 # Finding the child of a label costs more than counting in it.
 _request = lru_cache(maxsize=1000)(REQUESTS.labels)
-_seconds = lru_cache(maxsize=100)(REQUEST_SECONDS.labels)
+_request_seconds = lru_cache(maxsize=100)(REQUEST_SECONDS.labels)
+_rows = lru_cache(maxsize=1000)(ROWS.labels)
+_set_rows = lru_cache(maxsize=100)(SET_ROWS.labels)
+_queue_wait_seconds = lru_cache(maxsize=100)(QUEUE_WAIT_SECONDS.labels)
+
+# What an alert waits for is there from the start: a series that begins with its first event shows no increase.
+ROWS.labels("device_register", "key_conflict")
+for _reason in ("malformed", "header", "algorithm", "signature", "replayed", "unknown_device"):
+    TOKENS_REFUSED.labels("access", _reason)
+    TOKENS_REFUSED.labels("assertion", _reason)
 
 
 def answered(route: str | None, method: str, status: int, seconds: float) -> None:
     """Count a request. route: the rule, never the path, which may be anything."""
     _request(route or "none", method, status).inc()
-    _seconds(route or "none").observe(seconds)
+    _request_seconds(route or "none").observe(seconds)
 
 
-def stored(kind: str, outcomes: Iterable[str]) -> None:
+def refused(problem: str, status: int) -> None:
+    PROBLEMS.labels(problem, status).inc()
+
+
+def token_refused(kind: str, reason: str) -> None:
+    """kind: access, assertion. reason: a TokenRefused's, or an OAuth error code."""
+    TOKENS_REFUSED.labels(kind, reason).inc()
+
+
+def stored(kind: str, outcomes: Sequence[str]) -> None:
     """Count the rows of one set after its commit."""
-    tally = Tally(outcomes)
-    SET_ROWS.labels(kind).observe(tally.total())
-    for outcome, amount in tally.items():
-        ROWS.labels(kind, outcome).inc(amount)
+    _set_rows(kind).observe(len(outcomes))
+    for outcome in set(outcomes):
+        _rows(kind, outcome).inc(outcomes.count(outcome))
 
 
-def database_error(sqlstate: str | None) -> None:
-    DATABASE_ERRORS.labels(sqlstate or "none").inc()
+def waited_in_queue(kind: str, seconds: float) -> None:
+    _queue_wait_seconds(kind).observe(seconds)
 
 
-def exposition() -> bytes:
+waited_for_connection = POOL_WAIT_SECONDS.observe
+
+
+def database_error(error: Exception) -> None:
+    DATABASE_ERRORS.labels(type(error).__name__, getattr(error, "sqlstate", None) or "none").inc()
+
+
+class State:
+    """What the database says of itself when it is asked, as a collector of prometheus_client.
+
+    pending: migrations that are not applied; None when the database does not answer.
+    partitions: rows of sql/partitions/select_partitions.sql.
+    """
+
+    def __init__(self, pending: int | None, partitions: Iterable[dict[str, Any]]) -> None:
+        self._pending = pending
+        self._partitions = list(partitions)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        is_ready = self._pending == 0
+        yield GaugeMetricFamily("watchpost_ready", "Whether /readyz says yes: 1 or 0.", value=int(is_ready))
+        if self._pending is not None:
+            yield GaugeMetricFamily("watchpost_migrations_pending", "Migrations to apply.", value=self._pending)
+        until = GaugeMetricFamily(
+            "watchpost_partitions_until_timestamp_seconds",
+            "End of the last month that has a partition, without a gap from this month on.",
+            labels=["table"],
+        )
+        size = GaugeMetricFamily(
+            "watchpost_default_partition_bytes", "Size of the default partition, with its indexes.", labels=["table"]
+        )
+        for table in sorted({row["table_name"] for row in self._partitions}):
+            rows = [row for row in self._partitions if row["table_name"] == table]
+            size.add_metric([table], sum(row["bytes"] for row in rows if row["starts_at"] is row["ends_at"] is None))
+            until.add_metric([table], _covered_until(rows))
+        yield from (until, size)
+
+
+def _covered_until(rows: Iterable[dict[str, Any]]) -> float:
+    """Until when one partition follows another from now on, in epoch seconds; now, when there is none for it.
+
+    rows: of one table, oldest first.
+    """
+    until = time.time()
+    for row in rows:
+        starts = -math.inf if row["starts_at"] is None else row["starts_at"].timestamp()
+        ends = math.inf if row["ends_at"] is None else row["ends_at"].timestamp()
+        if starts <= until and (starts, ends) != (-math.inf, math.inf):
+            until = max(until, ends)
+    return until
+
+
+def exposition(state: State) -> bytes:
     """All of it in Prometheus' text format, version 0.0.4."""
-    registry: Any = REGISTRY
+    counts: Any = REGISTRY
     if FOLDER in os.environ:
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
-    return bytes(generate_latest(registry))
+        counts = CollectorRegistry()
+        multiprocess.MultiProcessCollector(counts)
+    asked: Any = CollectorRegistry()
+    asked.register(state)
+    return bytes(generate_latest(counts) + generate_latest(asked))

@@ -14,6 +14,8 @@ from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
+from app import metrics
+
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
@@ -144,6 +146,7 @@ def respond(problem: Problem) -> Response:
 
 def body(problem: Problem, request_id: str, **more: str) -> bytes:
     """A problem as JSON."""
+    metrics.refused(problem.name, problem.status)
     members: dict[str, Any] = {
         "type": f"urn:watchpost:problem:{problem.name}",
         "title": problem.title,

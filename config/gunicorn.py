@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import itertools
 import os
 import resource
 import shutil
@@ -37,9 +38,8 @@ forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
 
-# Where the workers count for /metrics; new with every master.
+# Where the workers count for /metrics, as app/metrics.py says; new with every master.
 _metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
 
 _in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
@@ -72,7 +72,14 @@ def on_starting(server: Any) -> None:
         sys.exit(keeper.wait() or 3)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    taken = {other.place for other in server.WORKERS.values()}
+    worker.place = next(place for place in itertools.count() if place not in taken)
+
+
 def post_fork(server: Any, worker: Any) -> None:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
+    os.environ["PROMETHEUS_MULTIPROC_PLACE"] = str(worker.place)
     # Until a worker has handlers of its own it has the master's, which would swallow the signal to stop.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -17,7 +17,7 @@ from flask import Flask, current_app, g, request
 from joserfc import jwt
 from werkzeug.local import LocalProxy
 
-from app import problems
+from app import metrics, problems
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
 from app.limits import COUNTED, EVENTS, limits, places
@@ -152,6 +152,7 @@ class _Validator(JWTBearerTokenValidator):
         try:
             return auth.verify(token_string)
         except jws.TokenRefused as refusal:
+            g.refused = refusal.reason
             raise InvalidTokenError(description=str(refusal)) from None
 
     def validate_token(self, token: AccessToken, scopes: list[str], request: Any, **kwargs: Any) -> None:
@@ -168,6 +169,7 @@ class _Guard(ResourceProtector):
         return token
 
     def raise_error_response(self, error: OAuth2Error) -> None:
+        metrics.token_refused("access", g.pop("refused", error.error))
         description = error.get_error_description() or "Authentication failed."
         challenge = f'Bearer error="{error.error}", error_description="{description}"'
         status = 403 if isinstance(error, InsufficientScopeError) else 401

@@ -32,13 +32,20 @@ warnings.filterwarnings("ignore", message=".*EdDSA", category=SecurityWarning)
 
 
 class TokenRefused(ValueError):
-    """Not a token that can be accepted. The message is constant text."""
+    """Not a token that can be accepted. The message is constant text.
+
+    reason: what operators count refusals by; one word of a few.
+    """
+
+    def __init__(self, message: str, reason: str = "claims") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def unverified(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and claims of a token whose signature is not checked. Raises TokenRefused."""
     if len(text) > LONGEST_TOKEN or not _FORM.fullmatch(text):
-        raise TokenRefused("Not a signed token.")
+        raise TokenRefused("Not a signed token.", "malformed")
     header, claims, _signature = text.split(".")
     return _object(header), _object(claims)
 
@@ -47,13 +54,13 @@ def verified(text: str, key: Key | KeySet, algorithm: str) -> tuple[dict[str, An
     """Header and claims of a token signed by the key with this algorithm. Raises TokenRefused."""
     header, claims = unverified(text)
     if not set(header) <= HEADERS or not all(isinstance(value, str) for value in header.values()):
-        raise TokenRefused("Not an accepted header.")
+        raise TokenRefused("Not an accepted header.", "header")
     if header.get("alg") != algorithm:
-        raise TokenRefused("Not the algorithm of the key.")
+        raise TokenRefused("Not the algorithm of the key.", "algorithm")
     try:
         jwt.decode(text, key, algorithms=[algorithm], registry=JWSRegistry(algorithms=[algorithm]))
     except (JoseError, ValueError, TypeError):
-        raise TokenRefused("The signature is not valid.") from None
+        raise TokenRefused("The signature is not valid.", "signature") from None
     return header, claims
 
 
@@ -66,9 +73,9 @@ def check_times(claims: dict[str, Any], now: float) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TokenRefused(f"Claim {name} must be a number.")
         if name == "exp" and value <= now - LEEWAY_SECONDS:
-            raise TokenRefused("The token has expired.")
+            raise TokenRefused("The token has expired.", "expired")
         if name != "exp" and value > now + LEEWAY_SECONDS:
-            raise TokenRefused("The token is not valid yet.")
+            raise TokenRefused("The token is not valid yet.", "not_yet_valid")
 
 
 def is_name(value: Any, longest: int = 256) -> bool:
@@ -80,7 +87,7 @@ def _object(part: str) -> dict[str, Any]:
     try:
         value, suspicious = requests.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     except (ValueError, binascii.Error):
-        raise TokenRefused("Not a signed token.") from None
+        raise TokenRefused("Not a signed token.", "malformed") from None
     if not isinstance(value, dict) or (suspicious and any(requests.flaws(value))):
-        raise TokenRefused("Not a signed token.")
+        raise TokenRefused("Not a signed token.", "malformed")
     return value

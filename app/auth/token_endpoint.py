@@ -26,7 +26,7 @@ from flask import request as flask_request
 from joserfc.jwk import KeySet
 from werkzeug.datastructures import MultiDict
 
-from app import scopes
+from app import metrics, scopes
 from app.auth import jws
 from app.auth.guard import auth
 from app.auth.keys import NOBODYS_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
@@ -69,6 +69,8 @@ def query_client(device_id: str) -> DeviceClient | None:
     if not jws.is_name(device_id, 128):
         return None
     found = db.run(SELECT_KEY, device_id=device_id)
+    if not found:
+        g.refused = "unknown_device"
     pem, revoked_at = (
         (found[0]["public_key_pem"], found[0]["revoked_at"]) if found else (NOBODYS_KEYS[SIGNING_ALGORITHM].pem, None)
     )
@@ -85,7 +87,8 @@ class ClientAssertion(JWTBearerClientAssertion):
     def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             return jws.unverified(assertion)
-        except jws.TokenRefused:
+        except jws.TokenRefused as refusal:
+            g.refused = refusal.reason
             raise InvalidClientError(description=FAILED) from None
 
     def __call__(self, query_client: Any, request: Any) -> Any:
@@ -110,12 +113,14 @@ class ClientAssertion(JWTBearerClientAssertion):
                 jws.verified(assertion, NOBODYS_KEYS[algorithm].jwk, algorithm)
         try:
             header, claims = jws.verified(assertion, key.jwk, key.algorithm)
-        except jws.TokenRefused:
+        except jws.TokenRefused as refusal:
+            g.setdefault("refused", refusal.reason)
             raise InvalidClientError(description=FAILED) from None
         limits.count(str(claims.get("sub"))[:128], None)
         try:
             self._check(header, claims)
         except jws.TokenRefused as refusal:
+            g.refused = refusal.reason
             raise InvalidClientError(description=str(refusal)) from None
         self.verify_claims(claims)
         return claims
@@ -144,10 +149,14 @@ class ClientAssertion(JWTBearerClientAssertion):
     def validate_jti(self, claims: dict[str, Any], jti: str) -> bool:
         expires_at = claims["exp"] + jws.LEEWAY_SECONDS
         use = {"device_id": claims["sub"], "jti": jti, "use_id": uuid.uuid4(), "expires_at": expires_at}
-        return bool(db.run(USE_ASSERTION, **use))
+        is_new = bool(db.run(USE_ASSERTION, **use))
+        if not is_new:
+            g.refused = "replayed"
+        return is_new
 
     def authenticate_client(self, client: DeviceClient) -> DeviceClient:
         if client.revoked:
+            g.refused = "revoked"
             raise InvalidClientError(description="The device is revoked.")
         return client
 
@@ -222,6 +231,7 @@ class TokenEndpoint(AuthorizationServer):
 
     def handle_error_response(self, request: Any, error: OAuth2Error) -> Response:
         """RFC 6749, section 5.2, with the members of RFC 9457 beside it."""
+        metrics.token_refused("assertion", g.pop("refused", error.error))
         status = 401 if isinstance(error, InvalidClientError) else 400
         description = error.get_error_description() or "The request was refused."
         body = {

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
@@ -136,11 +137,13 @@ class Database:
                     max_rows=self.settings.set_rows,
                     max_waiting=self.settings.queue_rows,
                     patience=self.settings.pool_wait_seconds + 2 * self.settings.statement_timeout_ms / 1000,
+                    waited=partial(metrics.waited_in_queue, write.type),
                 ),
             )
         try:
             return shared.submit(row)
-        except QueueFull:
+        except QueueFull as error:
+            metrics.database_error(error)
             raise problems.unavailable() from None
 
     def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row | problems.Problem]]:
@@ -164,7 +167,7 @@ class Database:
                 raise
             answers = self._reliably(apart)
         for (write, _), set_ in zip(sets, answers, strict=True):
-            metrics.stored(write.type, (row["outcome"] if isinstance(row, dict) else "failed" for row in set_))
+            metrics.stored(write.type, [row["outcome"] if isinstance(row, dict) else "failed" for row in set_])
         return answers
 
     def close(self) -> None:
@@ -176,7 +179,7 @@ class Database:
         """Store rows together; if that fails for a fault of one of them, one by one."""
         try:
             stored = self._reliably(lambda connection: self._outcomes(connection, write, rows))
-            metrics.stored(write.type, (row["outcome"] for row in stored))
+            metrics.stored(write.type, [row["outcome"] for row in stored])
             return list(stored)
         except problems.Problem as problem:
             if len(rows) == 1 or problem.status == 503:
@@ -227,12 +230,13 @@ class Database:
                     return work(connection)
             except (PoolTimeout, TooManyRequests, PoolClosed) as error:
                 log.warning("no database connection", extra={"fields": {"error": type(error).__name__}})
+                metrics.database_error(error)
                 raise problems.unavailable() from None
             except psycopg.Error as error:
                 # Never the error's text: it quotes rows.
                 fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name}
                 log.warning("database error", extra={"fields": fields})
-                metrics.database_error(error.sqlstate)
+                metrics.database_error(error)
                 gone = _is_gone(error)
                 lost_races += error.sqlstate in RACES
                 if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < MOST_RACES):
@@ -251,7 +255,9 @@ class Database:
         if self._pool is None or self._pid != os.getpid():
             self._open()
         assert self._pool is not None
+        began = time.perf_counter()
         with self._pool.connection() as connection:
+            metrics.waited_for_connection(time.perf_counter() - began)
             yield connection
 
     def _open(self) -> None:

@@ -30,10 +30,11 @@ class QueueFull(Exception):
 
 
 class _Waiter(Generic[Given, Answer]):
-    __slots__ = ("answer", "leads", "row", "woken")
+    __slots__ = ("answer", "leads", "row", "since", "woken")
 
     def __init__(self, row: Given) -> None:
         self.row = row
+        self.since = time.perf_counter()
         self.answer: Answer | Exception | None = None
         self.leads = False
         self.woken = threading.Lock()
@@ -46,6 +47,7 @@ class SharedCommit(Generic[Given, Answer]):
     run: stores a list of rows and returns as many answers, in order, after the commit; an answer that is an exception
     is raised for the row that it belongs to.
     max_rows: rows a set. max_waiting: rows that may wait. patience: seconds that one may wait.
+    waited: is told, of each set, the seconds that its first row had to wait.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class SharedCommit(Generic[Given, Answer]):
         max_rows: int,
         max_waiting: int,
         patience: float,
+        waited: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._run = run
         self._max_rows = max_rows
         self._max_waiting = max_waiting
         self._patience = patience
+        self._waited = waited
         # Held for moments, never while something is waited for: so greenlets need none of their own kind.
         self._lock = monkey.get_original("threading", "Lock")()
         self._queue: deque[_Waiter[Given, Answer]] = deque()
@@ -141,6 +145,7 @@ class SharedCommit(Generic[Given, Answer]):
             taken = [self._queue.popleft() for _ in range(self._expected)]
         answers: list[Answer | Exception]
         try:
+            self._waited(time.perf_counter() - taken[0].since)
             answers = self._run([waiter.row for waiter in taken])
         except BaseException as error:
             fault = error if isinstance(error, Exception) else RuntimeError("the worker stops")

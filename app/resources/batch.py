@@ -8,7 +8,7 @@ from typing import Any
 import marshmallow as ma
 from flask import jsonify
 
-from app import fields, problems
+from app import fields, metrics, problems
 from app.auth import AccessToken, require, token
 from app.db import db
 from app.limits import REPORTS
@@ -140,5 +140,6 @@ def _row(item: Any, speaker: AccessToken) -> tuple[Write, dict[str, Any]]:
 
 
 def _refused(problem: problems.Problem, id_: str | None) -> dict[str, Any]:
+    metrics.refused(problem.name, problem.status)
     errors = problem.errors or {"json": {"_schema": [problem.detail]}}
     return {"status": problem.status, "id": id_, "errors": problems.bounded(errors)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from flask import Response, jsonify
@@ -16,6 +17,7 @@ from app.requests import Blueprint
 blp = Blueprint("service", __name__, description="Whether the service lives, and whether it can work.")
 
 SELECT_MIGRATIONS = statement("service/select_migrations")
+SELECT_PARTITIONS = statement("partitions/select_partitions")
 _OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
@@ -30,14 +32,13 @@ def livez() -> Any:
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
     """Say whether the database can be reached and has the newest schema."""
-    applied = {row["migration_id"] for row in db.run(SELECT_MIGRATIONS)}
-    pending = [name for name in migrations.names() if name not in applied]
+    pending = _pending()
     if pending:
         raise problems.Problem(
             503,
             "migrations-pending",
             "Service unavailable",
-            f"{len(pending)} migrations are pending.",
+            f"{pending} migrations are pending.",
             headers={"Retry-After": str(problems.RETRY_SECONDS)},
         )
     return jsonify(status="ok")
@@ -52,5 +53,16 @@ def readyz() -> Any:
     }
 )
 def read_metrics() -> Response:
-    """Count requests, rows, shared commits and database errors, for Prometheus."""
-    return Response(metrics.exposition(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    """Count requests, rows, waits and refusals, and look at the database's state, for Prometheus."""
+    pending, partitions = None, []
+    # What can't be found out is left out; the counts matter most while the database is away.
+    with contextlib.suppress(problems.Problem):
+        pending = _pending()
+        partitions = db.run(SELECT_PARTITIONS)
+    return Response(metrics.exposition(metrics.State(pending, partitions)), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _pending() -> int:
+    """How many migrations are not applied. Raises Problem 503."""
+    applied = {row["migration_id"] for row in db.run(SELECT_MIGRATIONS)}
+    return sum(name not in applied for name in migrations.names())
