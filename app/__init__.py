@@ -107,4 +107,9 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     for command in COMMANDS:
         app.cli.add_command(command)
     app.wsgi_app = Express(app)  # type: ignore[method-assign]
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        # Who has no collector does without its imports too.
+        from app import tracing
+
+        tracing.init_app(app)
     return app

@@ -81,6 +81,8 @@ def config(level: str) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "propagate": True, "handlers": []},
+            # It repeats itself, and may quote a collector's address with its password: app/tracing.py speaks for it.
+            "opentelemetry": {"level": "CRITICAL"},
             "authlib": {"level": "WARNING"},
             "psycopg.pool": {"level": "ERROR"},
             "yoyo": {"level": "WARNING"},
