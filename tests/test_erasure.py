@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.commands import pages
+from app.commands import erasure, pages
 from tests.agent import Agent
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -25,6 +25,7 @@ def command(app: Any) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "ROWS", 3)
+    monkeypatch.setattr(pages, "PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -112,12 +113,119 @@ def test_a_replay_of_what_was_erased_brings_nothing_back(reported: Any, command:
 
 def test_a_person_is_erased_on_every_device(reported: Any, command: Any, rows: Rows) -> None:
     result = command("user", "erase", "anna", "--json")
-    assert json.loads(result.stdout) == {"prompts": 10, "compliance_events": 6, "browser_instances": 2}
+    erased = {"prompts": 10, "compliance_events": 6, "extension_status": 0, "browser_instances": 2}
+    assert json.loads(result.stdout) == erased
     assert rows("SELECT count(*) AS n FROM prompts WHERE prompt != '' AND username = 'ben'") == [{"n": 10}]
     assert rows("SELECT count(*) AS n FROM prompts WHERE prompt = '' AND username IS NULL") == [{"n": 10}]
     left = rows("SELECT user_context, count(*) AS n FROM compliance_events WHERE erased_at IS NULL GROUP BY 1")
     assert {(entry["user_context"], entry["n"]) for entry in left} == {("ben", 2), (None, 2)}
     assert "anna" not in str(rows("SELECT target, details FROM audit_log WHERE action LIKE 'user%%'"))
+
+
+def everywhere(rows: Rows, word: str) -> list[str]:
+    """The tables that have a word anywhere in a row."""
+    tables = [
+        row["name"]
+        for row in rows("""
+        SELECT oid::regclass::text AS name FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+    """)
+    ]
+    has = "SELECT count(*) AS n FROM {} AS one WHERE strpos(lower(one::text), lower(%s)) > 0"
+    return [table for table in tables if rows(has.format(table), word)[0]["n"]]
+
+
+@pytest.fixture
+def named(client: Any, register: Any, access: Any, headers: Any, device: Agent, rows: Rows) -> Agent:
+    """A device that says WORD wherever it can, this month and in a month that has no partition."""
+    one = register(Agent("named"), hostname="WORD", os={"u": "WORD"}, browsers=["WORD"])
+    told = access(one)
+
+    def post(path: str, **body: Any) -> None:
+        assert client.post(path, json={"device_id": "named", **body}, headers=told).status_code in (200, 201)
+
+    for at in (NOW, NOW - 400 * 86_400_000):
+        said = {"instance_id": "i", "site": "s", "url": "https://x/WORD", "prompt": "WORD", "page_title": "WORD"}
+        said |= {"conversation_id": "WORD", "timestamp": at}
+        post("/api/prompt", **said, username="WORD")
+        post("/api/prompt", **said, profile_name="WORD")
+        post("/api/prompt", **said, metadata={"accounts": [{"login": "WORD"}]})
+        event = {"event_type": "e", "severity": "low", "detected_at": at}
+        post("/api/compliance/event", **event, user_context={"user": "WORD"}, details={"text": "of WORD"})
+        post("/api/compliance/event", **event, details={"who": ["WORD"]})
+        status = {"instance_id": "i", "status": "enabled", "reported_at": at}
+        post("/api/extension/status", **status, metadata={"who": "WORD"})
+        post("/api/extension/status", **status, reported_by="WORD")
+    post("/api/browsers/register", instance_id="n1", browser_name="chrome", profile_name="WORD")
+    post("/api/browsers/register", instance_id="n2", browser_name="chrome", profile_path="/Users/WORD/Library")
+    post("/api/browsers/register", instance_id="n3", browser_name="chrome", profile_path="C:\\Users\\WORD\\AppData")
+    assert "prompts_default" in everywhere(rows, "WORD")
+    return one
+
+
+def test_nothing_that_a_device_said_is_left_anywhere(
+    named: Agent, command: Any, client: Any, enrollment: Any, bearer: Any, device: Agent, rows: Rows
+) -> None:
+    # What it claimed of another device stands in that device's events.
+    claim = {**named.registration(hostname="WORD"), "public_key_pem": device.public_key_pem}
+    assert client.post("/api/devices/register", json=claim, headers=bearer(enrollment())).status_code == 409
+    assert command("device", "erase", "named", "--reason", "r").exit_code == 0
+    assert everywhere(rows, "WORD") == []
+
+
+def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, command: Any, rows: Rows) -> None:
+    result = command("user", "erase", "WORD", "--json")
+    assert json.loads(result.stdout) == {
+        "prompts": 6,
+        "compliance_events": 4,
+        "extension_status": 4,
+        "browser_instances": 3,
+    }
+    assert everywhere(rows, "WORD") == ["devices"]
+
+
+def test_the_audit_log_says_in_each_transaction_what_was_blanked(named: Agent, command: Any, rows: Rows) -> None:
+    assert command("device", "erase", "named", "--reason", "r").exit_code == 0
+    noted = rows("""
+        SELECT action, sum((details ->> 'rows')::int)::int AS n FROM audit_log
+        WHERE target = 'named' AND details ? 'rows' GROUP BY action ORDER BY action
+    """)
+    assert [(entry["action"], entry["n"]) for entry in noted] == [
+        ("compliance_events.erase", 4),
+        ("extension_status.erase", 4),
+        ("prompts.erase", 6),
+    ]
+
+
+def test_a_profile_on_a_device_that_is_held_is_not_blanked(reported: Any, command: Any, rows: Rows) -> None:
+    """Though neither a prompt nor an event of that device is the person's."""
+    one, _, _ = reported
+    rows("UPDATE browser_instances SET profile_name = 'carla' WHERE device_id = %s", one.device_id)
+    hold = command("hold", "create", "--device", one.device_id, "--reason", "r").stdout.strip()
+    refused = command("user", "erase", "carla")
+    assert refused.exit_code == 1
+    assert hold in refused.stderr
+    assert rows("SELECT count(*) AS n FROM browser_instances WHERE profile_name = 'carla'") == [{"n": 1}]
+
+
+def test_a_hold_that_comes_between_the_look_and_the_erasure_keeps_everything(
+    reported: Any, command: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, _ = reported
+    before = said(rows, one.device_id)
+    made = "INSERT INTO legal_holds (hold_id, device_id, reason) VALUES (gen_random_uuid(), %s, 'r')"
+    monkeypatch.setattr(erasure, "_refuse_held", lambda _: rows(made, one.device_id))
+    refused = command("device", "erase", one.device_id, "--reason", "r")
+    assert refused.exit_code == 1
+    assert "hold was made meanwhile" in refused.stderr
+    command("user", "erase", "anna")
+    assert said(rows, one.device_id) == before
+
+
+def test_a_hold_of_a_device_that_there_is_not_is_made_and_said(command: Any) -> None:
+    result = command("hold", "create", "--device", "laptop-typo", "--reason", "r")
+    assert result.exit_code == 0
+    assert "there is no device laptop-typo" in result.stderr
 
 
 @pytest.mark.parametrize(

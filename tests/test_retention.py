@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +22,9 @@ from app import create_app
 from app.commands import pages
 from config.settings import Settings
 from tests.agent import Agent
+from tests.checks import at_once
+from tests.service import ROOT
+from tests.test_service import wait_for
 
 commands = importlib.import_module("app.commands.retention")
 Rows = Callable[..., list[dict[str, Any]]]
@@ -40,7 +46,7 @@ def command(app: Any) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "ROWS", 40)
-    monkeypatch.setattr(commands, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(pages, "PAUSE_SECONDS", 0.05)
 
 
 def month(months_ago: int) -> tuple[str, int, int]:
@@ -205,7 +211,7 @@ def test_writers_go_on_and_wait_for_no_longer_than_a_moment(
 def test_a_month_in_use_is_left_for_later_and_said(
     filled: list[str], command: Any, database_url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "MOST_TRIES", 2)
+    monkeypatch.setattr(pages, "MOST_TRIES", 2)
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT count(*) FROM prompts").fetchall()
         result = command("retention", "run", "--json")
@@ -240,6 +246,159 @@ def test_a_run_that_is_stopped_is_finished_by_the_next(
     assert command("retention", "run").exit_code == 0
     for table in TABLES:
         assert left(rows, table)[0] == 0
+
+
+def noted(rows: Rows) -> int:
+    """How many rows the audit log says are gone."""
+    found = rows("""
+        SELECT coalesce(sum((details ->> 'rows')::int), 0) AS gone FROM audit_log
+        WHERE action ~ '^(prompts|extension_status|compliance_events)[.]delete$' OR action = 'partition.drop'
+    """)
+    return int(found[0]["gone"])
+
+
+def stored(rows: Rows) -> int:
+    return sum(left(rows, table)[1] for table in TABLES)
+
+
+def test_two_that_run_at_once_delete_and_note_each_row_once(filled: list[str], app: Any, rows: Rows) -> None:
+    before = stored(rows)
+    results = at_once([lambda: app.test_cli_runner().invoke(args=["retention", "run"])] * 2)
+    assert [result.exit_code for result in results] == [0, 0], [result.output for result in results]
+    assert [left(rows, table)[0] for table in TABLES] == [0, 0, 0]
+    assert noted(rows) == before - stored(rows)
+
+
+@pytest.fixture
+def kept_months(filled: list[str], rows: Rows) -> None:
+    """No month is dropped, since a hold is in force, of a device that has no rows: each row is deleted for itself."""
+    rows("INSERT INTO legal_holds (hold_id, device_id, reason) VALUES (gen_random_uuid(), 'nobody', 'r')")
+
+
+def lock_one(holder: psycopg.Connection[Any], table: str) -> None:
+    """Lock a row that has expired, some pages after the first."""
+    at = TABLES[table]
+    first = f'SELECT min("{at}") FROM {table} WHERE "{at}" > %s'
+    expired = int(time.time() * 1000) - 150 * DAY_MS
+    holder.execute(f'SELECT FROM {table} WHERE "{at}" = ({first}) FOR UPDATE', [expired])
+
+
+RUN_IN_SMALL_PAGES = """
+from app.commands import pages
+pages.ROWS = 40
+from wsgi import app
+app.test_cli_runner().invoke(args=["retention", "run"])
+"""
+
+
+def test_a_run_that_is_killed_has_noted_what_it_did_and_the_next_does_the_rest(
+    kept_months: None, command: Any, rows: Rows, database_url: str, settings: Settings
+) -> None:
+    """It is killed while it waits for a row that somebody else has locked, some pages after the first."""
+    before = stored(rows)
+    names = ("owner_database_url", "prompts_days", "extension_status_days", "compliance_events_days", "data_dir")
+    environment = {f"WATCHPOST_{name.upper()}": str(getattr(settings, name)) for name in names}
+    with psycopg.connect(database_url) as holder:
+        lock_one(holder, "extension_status")
+        run = subprocess.Popen(
+            [sys.executable, "-c", RUN_IN_SMALL_PAGES],
+            env={**os.environ, **environment, "WATCHPOST_DATABASE_URL": settings.owner_database_url},
+            cwd=ROOT,
+        )
+        try:
+            # Statuses come after prompts; of theirs the oldest are gone already, and the locked one's page is not.
+            wait_for(lambda: left(rows, "prompts")[0] == 0 and left(rows, "extension_status")[1] < 366)
+            wait_for(lambda: rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")[0]["n"] > 0)
+        finally:
+            run.kill()
+            run.wait(10)
+    assert left(rows, "extension_status")[0] > 0
+    assert 0 < noted(rows) == before - stored(rows)
+    assert command("retention", "run").exit_code == 0
+    assert [left(rows, table)[0] for table in TABLES] == [0, 0, 0]
+    assert noted(rows) == before - stored(rows)
+
+
+def test_a_row_that_is_locked_for_a_moment_is_waited_for(
+    kept_months: None, command: Any, rows: Rows, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as pool:
+        lock_one(holder, "prompts")
+        run = pool.submit(command, "retention", "run")
+        time.sleep(1)
+        assert not run.done()
+        holder.rollback()
+        assert run.result(30).exit_code == 0
+    assert [left(rows, table)[0] for table in TABLES] == [0, 0, 0]
+
+
+def test_a_hold_that_is_made_while_a_page_is_deleted_keeps_all_that_is_left(
+    kept_months: None, command: Any, app: Any, rows: Rows, database_url: str
+) -> None:
+    """A page waits for a locked row when the hold is asked for. Nothing goes after the hold's id was printed."""
+    held_since: list[int] = []
+
+    def hold() -> None:
+        assert app.test_cli_runner().invoke(args=["hold", "create", "--from", "2015-01-01", "--reason", "r"]).stdout
+        held_since.append(stored(rows))
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(2) as pool:
+        lock_one(holder, "prompts")
+        waiting = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
+        run = pool.submit(command, "retention", "run", "--json")
+        wait_for(lambda: rows(waiting)[0]["n"] > 0)
+        made = pool.submit(hold)
+        time.sleep(0.1)
+        holder.rollback()
+        made.result(30)
+        result = run.result(30)
+    assert result.exit_code == 0, result.output
+    assert stored(rows) == held_since[0]
+    assert left(rows, "prompts")[0] == json.loads(result.stdout)[0]["held"] > 0
+
+
+def test_nothing_is_deleted_by_a_clock_that_is_wrong(
+    filled: list[str], command: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    before = stored(rows)
+    for wrong in (-120, 120, 10 * 365 * 86400):
+        monkeypatch.setattr(commands.time, "time", lambda wrong=wrong: now() + wrong)
+        result = command("retention", "run")
+        assert result.exit_code == 1
+        assert "clocks of this machine and of the database are" in result.stderr
+    monkeypatch.undo()
+    assert stored(rows) == before
+    assert rows("SELECT * FROM audit_log") == []
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Niue"])
+def test_months_begin_in_utc_wherever_the_database_is(
+    filled: list[str], command: Any, rows: Rows, database_url: str, zone: str
+) -> None:
+    """A row of the last and of the first millisecond of a month that a hold separates, 14 h east and 11 h west."""
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    rows(f"ALTER DATABASE \"{name}\" SET timezone = '{zone}'")
+    bounds = "SELECT pg_get_expr(relpartbound, oid) AS bound FROM pg_class WHERE relname ~ '^prompts_' ORDER BY relname"
+    before = rows(bounds)
+    rows(f"DROP TABLE prompts_{month(0)[0]}")
+    assert command("partitions", "ensure").stdout == f"prompts_{month(0)[0]}\n"
+    assert rows(bounds) == before
+    label, first, following = month(7)
+    for at in (first - 1, first, following - 1, following):
+        rows(
+            'INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt) '
+            "VALUES (%s, 'edge', gen_random_uuid(), 'i', 's', 'u', 'p')",
+            at,
+        )
+    dates = [datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in (first, following)]
+    command("hold", "create", "--from", dates[0], "--to", dates[1], "--reason", "r")
+    assert command("retention", "run").exit_code == 0
+    left_at = [
+        row["timestamp"] for row in rows("SELECT \"timestamp\" FROM prompts WHERE device_id = 'edge' ORDER BY 1")
+    ]
+    assert left_at == [first, following - 1]
+    assert f"prompts_{label}" in partitions(rows)
 
 
 def test_detaching_a_month_concurrently_is_refused_beside_a_default_partition(rows: Rows, filled: list[str]) -> None:

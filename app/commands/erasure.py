@@ -11,15 +11,16 @@ import hashlib
 import click
 
 from app.commands import pages
-from app.commands.audit import note
+from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, show_one, with_database
-from app.db import owner, statement
+from app.db import Statement, owner, statement
 
 ERASE_DEVICE = statement("erasure/erase_device")
 ERASE_INSTANCES = statement("erasure/erase_instances")
 ERASE_PROMPTS = statement("erasure/erase_prompts")
 ERASE_EVENTS = statement("erasure/erase_events")
 ERASE_STATUSES = statement("erasure/erase_statuses")
+SELECT_HELD_INSTANCES = statement("erasure/select_held_instances")
 SELECT_HELD_PROMPTS = statement("erasure/select_held_prompts")
 SELECT_HELD_EVENTS = statement("erasure/select_held_events")
 SELECT_HELD_STATUSES = statement("erasure/select_held_statuses")
@@ -35,23 +36,12 @@ SELECT_HOLDS = statement("holds/select_holds")
 def erase_device(device_id: str, reason: str, as_json: bool) -> None:
     """Blank what a device's rows say: prompts, addresses, titles, names, details.
 
-    The device stays registered. Refused while any of its rows is under a legal hold.
+    The device stays registered: unless it is revoked, its next heartbeat says again what it is called. Refused while
+    any of its rows is under a legal hold.
     """
     if not device_id.isprintable() or not owner.run(SELECT_DEVICE, device_id=device_id):
         raise click.ClickException("there is no such device")
-    whose = {"device_id": device_id, "username": None}
-    # The device's own row has no time: a hold on the device holds it.
-    _refuse_held(whose, any(hold["device_id"] == device_id for hold in _holds()))
-    note("device.erase", device_id, reason=reason)
-    owner.run(ERASE_DEVICE, device_id=device_id)
-    erased = {
-        "prompts": pages.through(ERASE_PROMPTS, "prompts", pages.FIRST_EVENT, **whose),
-        "compliance_events": pages.through(ERASE_EVENTS, "compliance events", pages.FIRST_EVENT, **whose),
-        "extension_status": pages.through(ERASE_STATUSES, "extension status", pages.FIRST_EVENT, device_id=device_id),
-        "browser_instances": len(owner.run(ERASE_INSTANCES, **whose)),
-    }
-    note("device.erased", device_id, **erased)
-    show_one(erased, as_json)
+    _erase("device", device_id, reason, {"device_id": device_id, "username": None}, as_json)
 
 
 @click.group()
@@ -67,38 +57,60 @@ def user() -> None:
 def erase_user(username: str, reason: str, as_json: bool) -> None:
     """Blank what a person's rows say, on every device.
 
-    That is: prompts with this username, compliance events whose user_context is the name or has it as a value, and
-    browser profiles called so. The audit log keeps the SHA-256 of the name, so that who knows it can find the entry.
+    That is: prompts with this username or profile name, browser profiles called so or in a folder called so, and
+    whatever reports have the name as a value in their JSON. It must be the same to the letter. The audit log keeps the
+    SHA-256 of the name, so that who knows it can find the entry. What names the laptop is erased by `device erase`.
     Refused while any of these rows is under a legal hold.
     """
     if not username:
         raise click.BadParameter("must not be empty", param_hint="NAME")
-    whose = {"device_id": None, "username": username}
-    _refuse_held(whose, False)
     target = "sha256:" + hashlib.sha256(username.encode()).hexdigest()
-    note("user.erase", target, reason=reason)
+    _erase("user", target, reason, {"device_id": None, "username": username}, as_json)
+
+
+def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as_json: bool) -> None:
+    _refuse_held(whose)
+    begun, blanked = entry(f"{kind}.erase", target, reason=reason), entry("browser_instances.erase", target)
+
+    def things(run: pages.Run) -> int:
+        """What has no time of its own."""
+        run(pages.FREEZE_HOLDS)
+        if whose["device_id"] and not run(ERASE_DEVICE, device_id=whose["device_id"]):
+            raise click.ClickException("a legal hold was made meanwhile, nothing was erased")
+        run(INSERT_ENTRY, **begun)
+        instances = run(ERASE_INSTANCES, **whose)
+        if instances:
+            run(INSERT_ENTRY, **blanked)
+        return len(instances)
+
+    def events(page: Statement, table: str) -> int:
+        return pages.through(page, table, pages.FIRST_EVENT, f"{table}.erase", target, **whose)
+
+    instances = pages.patiently(things)
     erased = {
-        "prompts": pages.through(ERASE_PROMPTS, "prompts", pages.FIRST_EVENT, **whose),
-        "compliance_events": pages.through(ERASE_EVENTS, "compliance events", pages.FIRST_EVENT, **whose),
-        "browser_instances": len(owner.run(ERASE_INSTANCES, **whose)),
+        "prompts": events(ERASE_PROMPTS, "prompts"),
+        "compliance_events": events(ERASE_EVENTS, "compliance_events"),
+        "extension_status": events(ERASE_STATUSES, "extension_status"),
+        "browser_instances": instances,
     }
-    note("user.erased", target, **erased)
+    note(f"{kind}.erased", target, **erased)
     show_one(erased, as_json)
 
 
-def _holds() -> list[dict[str, object]]:
-    return [hold for hold in owner.run(SELECT_HOLDS) if hold["released_at"] is None]
-
-
-def _refuse_held(whose: dict[str, str | None], is_held: bool) -> None:
+def _refuse_held(whose: dict[str, str | None]) -> None:
     """Raises ClickException when a row to be erased is held. Statements look once more, row by row."""
-    holds = _holds()
+    holds = [hold for hold in owner.run(SELECT_HOLDS) if hold["released_at"] is None]
     if not holds:
         return
-    held = pages.through(SELECT_HELD_PROMPTS, "holds on prompts", pages.FIRST_EVENT, **whose)
-    held += pages.through(SELECT_HELD_EVENTS, "holds on compliance events", pages.FIRST_EVENT, **whose)
-    if device_id := whose["device_id"]:
-        held += pages.through(SELECT_HELD_STATUSES, "holds on extension status", pages.FIRST_EVENT, device_id=device_id)
-    if held or is_held:
+    # The device's own row has no time: any hold of the device holds it.
+    held = sum(hold["device_id"] == whose["device_id"] for hold in holds if hold["device_id"])
+    held += len(owner.run(SELECT_HELD_INSTANCES, **whose))
+    for page, table in (
+        (SELECT_HELD_PROMPTS, "prompts"),
+        (SELECT_HELD_EVENTS, "compliance events"),
+        (SELECT_HELD_STATUSES, "extension status"),
+    ):
+        held += pages.through(page, f"holds on {table}", pages.FIRST_EVENT, **whose)
+    if held:
         names = ", ".join(str(hold["hold_id"]) for hold in holds)
         raise click.ClickException(f"{held} rows are under a legal hold, nothing was erased. In force: {names}")

@@ -14,6 +14,7 @@ from app.fields import storable
 
 INSERT_HOLD = statement("holds/insert_hold")
 RELEASE_HOLD = statement("holds/release_hold")
+SELECT_DEVICE = statement("devices/select_device")
 SELECT_HOLDS = statement("holds/select_holds")
 
 DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -37,6 +38,8 @@ def create(device_id: str | None, since: datetime | None, until: datetime | None
         raise click.UsageError("say what to hold: --device, --from, --to")
     if since and until and since >= until:
         raise click.BadParameter("must be later than --from", param_hint="--to")
+    if device_id and not (device_id.isprintable() and owner.run(SELECT_DEVICE, device_id=device_id)):
+        click.echo(f"there is no device {device_id} yet; what it will report is held", err=True)
     hold_id = uuid.uuid4()
     parameters = {"hold_id": hold_id, "device_id": device_id, "reason": storable(reason)}
     audited("hold.create", str(hold_id), INSERT_HOLD, from_ms=_ms(since), to_ms=_ms(until), **parameters)

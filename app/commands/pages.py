@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
-from app.db import Statement, owner
+from app import problems
+from app.commands.audit import INSERT_ENTRY, entry
+from app.db import Statement, owner, statement
+
+T = TypeVar("T")
+Run = Callable[..., list[dict[str, Any]]]
+
+FREEZE_HOLDS = statement("holds/freeze_holds")
 
 ROWS = 5_000
 # Before every row of a table that is keyed by time, device and id.
 FIRST_EVENT: dict[str, Any] = {"after_ms": -1, "after_device": "", "after_id": uuid.UUID(int=0)}
 FIRST_NAME: dict[str, Any] = {"after": ""}
+# Somebody else has locked a row of the page, or makes a hold: a moment later it may be free.
+MOST_TRIES = 20
+PAUSE_SECONDS = 0.5
 
 
-def through(page: Statement, what: str, after: dict[str, Any], **parameters: Any) -> int:
+def through(
+    page: Statement,
+    what: str,
+    after: dict[str, Any],
+    action: str | None = None,
+    target: str | None = None,
+    **given: Any,
+) -> int:
     """Run a statement on page after page until it returns no row. Returns how many rows it has changed.
 
-    Each page is a transaction: whoever stops it loses one page's work, and a repeat does the rest.
+    Each page is a transaction: whoever stops it loses one page's work, and a repeat does the rest. With an action, what
+    a page has changed is noted in its transaction, and no hold is made while it runs.
     """
     changed, pages = 0, 0
-    while found := owner.run(page, **parameters, **after, amount=ROWS):
+    while found := _one(page, action, target, {**given, **after, "amount": ROWS}):
         after = {name: found[0][name] for name in after}
         changed += found[0]["changed"]
         pages += 1
         if pages % 20 == 0:
             click.echo(f"{what}: {pages * ROWS} rows looked at, {changed} changed", err=True)
     return changed
+
+
+def _one(page: Statement, action: str | None, target: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
+    if action is None:
+        return owner.run(page, **given)
+
+    def work(run: Any) -> list[dict[str, Any]]:
+        run(FREEZE_HOLDS)
+        found: list[dict[str, Any]] = run(page, **given)
+        if found and found[0]["changed"]:
+            run(INSERT_ENTRY, **entry(action, target, rows=found[0]["changed"]))
+        return found
+
+    return patiently(work)
+
+
+def patiently(work: Callable[[Run], T]) -> T:
+    """Do work in one transaction, and again when somebody is in its way. Raises Problem 503 when that lasts."""
+    for _ in range(MOST_TRIES - 1):
+        try:
+            return owner.transact(work)
+        except problems.Problem as problem:
+            if problem.status != 503:
+                raise
+            time.sleep(PAUSE_SECONDS)
+    return owner.transact(work)

@@ -19,10 +19,9 @@ from app.db import Statement, owner, statement
 DROP_PARTITION = statement("retention/drop_partition")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 SELECT_HOLDS = statement("holds/select_holds")
-# Somebody holds the table: a moment later it may be free.
-MOST_TRIES = 20
-PAUSE_SECONDS = 0.5
-DAY_SECONDS = 86400
+SELECT_CLOCK = statement("service/select_clock")
+DAY_MS = 86_400_000
+MOST_SECONDS_APART = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +80,17 @@ def run(dry_run: bool, as_json: bool) -> None:
     stopped at any time, and does the rest when it is run again.
     """
     settings = current_app.config["SETTINGS"]
+    now_ms = _now_ms()
     done: list[dict[str, Any]] = []
     left: list[str] = []
     for events in EVENTS:
         days = getattr(settings, events.setting)
         if days:
-            done.append(_look(events, days) if dry_run else _delete(events, days, left))
+            before_ms = now_ms - days * DAY_MS
+            done.append(_look(events, before_ms) if dry_run else _delete(events, before_ms, left))
     if settings.archive_days:
-        done += [_archive(things, settings.archive_days, dry_run) for things in THINGS]
+        before_ms = now_ms - settings.archive_days * DAY_MS
+        done += [_archive(things, settings.archive_days, before_ms, dry_run) for things in THINGS]
     show(done, ("table", "older_than", "partitions", "rows", "held", "holds"), as_json)
     if not done:
         click.echo("nothing expires: see WATCHPOST_PROMPTS_DAYS and the settings beside it", err=True)
@@ -96,37 +98,42 @@ def run(dry_run: bool, as_json: bool) -> None:
         raise click.ClickException("in use by long transactions, run this again: " + ", ".join(left))
 
 
-def _look(events: Events, days: int) -> dict[str, Any]:
-    before_ms = _before_ms(days)
-    found = owner.run(events.count, before_ms=before_ms)[0]
+def _look(events: Events, before_ms: int) -> dict[str, Any]:
+    found = _count(events, before_ms)
     expired = [part["name"] for part in _expired(events, before_ms) if not _holds(part)]
     rows = found["expired"] - found["held"]
-    return _line(events.table, before_ms, ", ".join(expired), rows, found["held"], _named(_holds({}, before_ms)))
+    return _line(events.table, before_ms, expired, rows, found["held"], _holds({}, before_ms))
 
 
-def _delete(events: Events, days: int, left: list[str]) -> dict[str, Any]:
-    before_ms = _before_ms(days)
-    found = owner.run(events.count, before_ms=before_ms)[0]
-    note("retention.run", events.table, before_ms=before_ms, days=days)
-    dropped = []
+def _delete(events: Events, before_ms: int, left: list[str]) -> dict[str, Any]:
+    note("retention.run", events.table, before_ms=before_ms)
+    dropped, gone = [], 0
     for part in _expired(events, before_ms):
-        outcome = _drop(part["name"], before_ms)
+        if _holds(part):
+            continue
+        rows = _count(events, _ms(part["ends_at"]) or 0, _ms(part["starts_at"]))["expired"]
+        outcome = _drop(part["name"], before_ms, rows)
         if outcome == "dropped":
+            gone += rows
             dropped.append(part["name"])
-            click.echo(f"{part['name']}: dropped", err=True)
+            click.echo(f"{part['name']}: dropped, {rows} rows", err=True)
         elif outcome == "busy":
             left.append(part["name"])
     # What is left is in months that have not wholly expired, that are held or in use, and in the default partition.
-    pages.through(events.delete, events.table, pages.FIRST_EVENT, before_ms=before_ms)
-    rest = owner.run(events.count, before_ms=before_ms)[0]
-    gone = found["expired"] - rest["expired"]
-    note("retention.done", events.table, before_ms=before_ms, rows=gone, partitions=dropped, held=rest["held"])
-    return _line(events.table, before_ms, ", ".join(dropped), gone, rest["held"], _named(_holds({}, before_ms)))
+    action = f"{events.table}.delete"
+    gone += pages.through(events.delete, events.table, pages.FIRST_EVENT, action, before_ms=before_ms)
+    held = _count(events, before_ms)["held"]
+    note("retention.done", events.table, before_ms=before_ms, rows=gone, partitions=dropped, held=held)
+    return _line(events.table, before_ms, dropped, gone, held, _holds({}, before_ms))
 
 
-def _drop(name: str, before_ms: int) -> str:
+def _count(events: Events, before_ms: int, from_ms: int | None = None) -> dict[str, Any]:
+    return owner.run(events.count, before_ms=before_ms, from_ms=from_ms or 0)[0]
+
+
+def _drop(name: str, before_ms: int, rows: int) -> str:
     """Drop a partition and note it, in one transaction. Returns what the statement says, or `busy`."""
-    noted = entry("partition.drop", name, before_ms=before_ms)
+    noted = entry("partition.drop", name, before_ms=before_ms, rows=rows)
 
     def work(run: Any) -> str:
         outcome = str(run(DROP_PARTITION, part=name, expired_before_ms=before_ms)[0]["outcome"])
@@ -134,25 +141,20 @@ def _drop(name: str, before_ms: int) -> str:
             run(INSERT_ENTRY, **noted)
         return outcome
 
-    for tries_left in reversed(range(MOST_TRIES)):
-        try:
-            return owner.transact(work)
-        except problems.Problem as problem:
-            if problem.status != 503 or not tries_left:
-                break
-            time.sleep(PAUSE_SECONDS)
-    return "busy"
+    try:
+        return pages.patiently(work)
+    except problems.Problem:
+        return "busy"
 
 
-def _archive(things: Things, days: int, dry_run: bool) -> dict[str, Any]:
-    seconds = days * DAY_SECONDS
+def _archive(things: Things, days: int, before_ms: int, dry_run: bool) -> dict[str, Any]:
+    seconds = days * DAY_MS // 1000
     if dry_run:
         rows = owner.run(things.count, seconds=seconds)[0]["expired"]
     else:
-        rows = pages.through(things.archive, things.table, pages.FIRST_NAME, seconds=seconds)
-        if rows:
-            note("retention.archived", things.table, days=days, rows=rows)
-    return _line(things.table, _before_ms(days), "", rows, 0, "")
+        action = f"{things.table}.archive"
+        rows = pages.through(things.archive, things.table, pages.FIRST_NAME, action, seconds=seconds)
+    return _line(things.table, before_ms, [], rows, 0, [])
 
 
 def _expired(events: Events, before_ms: int) -> list[dict[str, Any]]:
@@ -163,12 +165,11 @@ def _expired(events: Events, before_ms: int) -> list[dict[str, Any]]:
     ]
 
 
-def _holds(part: dict[str, Any], before_ms: int | None = None) -> list[dict[str, Any]]:
+def _holds(part: dict[str, Any], before_ms: int | None = None) -> list[str]:
     """The holds in force in a partition's time, or before a time."""
-    starts = part["starts_at"].timestamp() * 1000 if part.get("starts_at") else None
-    ends = part["ends_at"].timestamp() * 1000 if part.get("ends_at") else before_ms
+    starts, ends = _ms(part.get("starts_at")), _ms(part.get("ends_at")) or before_ms
     return [
-        hold
+        str(hold["hold_id"])
         for hold in owner.run(SELECT_HOLDS)
         if hold["released_at"] is None
         and (hold["from_ms"] is None or ends is None or hold["from_ms"] < ends)
@@ -176,20 +177,27 @@ def _holds(part: dict[str, Any], before_ms: int | None = None) -> list[dict[str,
     ]
 
 
-def _named(holds: list[dict[str, Any]]) -> str:
-    return ", ".join(str(hold["hold_id"]) for hold in holds)
+def _now_ms() -> int:
+    """The database's time. Raises ClickException when this machine's is another: one wrong clock deletes nothing."""
+    now_ms = int(owner.run(SELECT_CLOCK)[0]["now_ms"])
+    apart = abs(time.time() - now_ms / 1000)
+    if apart > MOST_SECONDS_APART:
+        raise click.ClickException(
+            f"the clocks of this machine and of the database are {apart:.0f} s apart: set them right first"
+        )
+    return now_ms
 
 
-def _before_ms(days: int) -> int:
-    return round((time.time() - days * DAY_SECONDS) * 1000)
+def _ms(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
 
 
-def _line(table: str, before_ms: int, partitions: str, rows: int, held: int, holds: str) -> dict[str, Any]:
+def _line(table: str, before_ms: int, partitions: list[str], rows: int, held: int, holds: list[str]) -> dict[str, Any]:
     return {
         "table": table,
         "older_than": datetime.fromtimestamp(before_ms / 1000, UTC),
-        "partitions": partitions,
+        "partitions": ", ".join(partitions),
         "rows": rows,
         "held": held,
-        "holds": holds,
+        "holds": ", ".join(holds),
     }

@@ -2,7 +2,7 @@
 --
 -- device_id  text
 --
--- Returns  no row when there is none, else: device_id
+-- Returns  no row when there is none, or when a hold is in force on it; else: device_id
 -- Index    devices_pkey
 -- Locks    the device's row
 -- Load     operators only
@@ -13,5 +13,11 @@ SET
     ips = NULL,
     os = NULL,
     browsers = NULL
-WHERE device_id = %(device_id)s
+WHERE
+    device_id = %(device_id)s
+    -- Its row has no time: a hold of this device, of whatever time, holds it.
+    AND NOT EXISTS (
+        SELECT FROM legal_holds
+        WHERE legal_holds.device_id = %(device_id)s AND legal_holds.released_at IS NULL
+    )
 RETURNING device_id;

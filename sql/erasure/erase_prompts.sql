@@ -47,6 +47,11 @@ erased AS (
         AND (
             %(username)s::text IS NULL
             OR prompts.username = %(username)s
+            OR prompts.profile_name = %(username)s
+            -- The name itself, or something in it.
+            OR jsonb_path_exists(
+                prompts.metadata, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
+            )
         )
         AND NOT is_held(prompts.device_id, prompts."timestamp")
     RETURNING 1

@@ -1,7 +1,8 @@
 -- Blank what a person's statuses say, a page of the table at a time; what is held stays. A repeat finds nothing
 -- left to blank.
 --
--- device_id     text    whose rows
+-- device_id     text    whose rows; or null: everybody's
+-- username      text    whose rows; or null: everybody's
 -- after_ms      bigint  the last row of the page before: its time,
 -- after_device  text    its device
 -- after_id      uuid    and its id
@@ -29,14 +30,26 @@ erased AS (
     UPDATE extension_status
     SET
         metadata = NULL,
-        erased_at = now()
+        erased_at = now(),
+        -- Anything else is the id of somebody.
+        reported_by = CASE
+            WHEN extension_status.reported_by IN ('agent', 'extension') THEN extension_status.reported_by
+        END
     FROM page
     WHERE
         extension_status.reported_at = page.at_ms
         AND extension_status.device_id = page.device_id
         AND extension_status.status_id = page.status_id
         AND extension_status.erased_at IS NULL
-        AND extension_status.device_id = %(device_id)s
+        AND (%(device_id)s::text IS NULL OR extension_status.device_id = %(device_id)s)
+        AND (
+            %(username)s::text IS NULL
+            OR extension_status.reported_by = %(username)s
+            -- The name itself, or something in it.
+            OR jsonb_path_exists(
+                extension_status.metadata, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
+            )
+        )
         AND NOT is_held(extension_status.device_id, extension_status.reported_at)
     RETURNING 1
 )

@@ -34,12 +34,22 @@ held AS (
             AND page.event_id = compliance_events.event_id
     WHERE
         compliance_events.erased_at IS NULL
-        AND (%(device_id)s::text IS NULL OR compliance_events.device_id = %(device_id)s)
+        AND (
+            %(device_id)s::text IS NULL
+            OR compliance_events.device_id = %(device_id)s
+            -- It claimed another device's key: that device's event has its host name.
+            OR (
+                compliance_events.event_type = 'registration_conflict'
+                AND compliance_events.details @> jsonb_build_object('device_id', %(device_id)s::text)
+            )
+        )
         AND (
             %(username)s::text IS NULL
-            -- The name itself, or an object that has it as a value.
+            -- The name itself, or something in it.
             OR jsonb_path_exists(
-                compliance_events.user_context, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
+                jsonb_build_array(compliance_events.user_context, compliance_events.details),
+                '$.** ? (@ == $name)',
+                jsonb_build_object('name', %(username)s::text)
             )
         )
         AND is_held(compliance_events.device_id, compliance_events.detected_at)

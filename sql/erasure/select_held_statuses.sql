@@ -1,6 +1,7 @@
 -- Find out whether something of a person's is held, a page of the table at a time.
 --
--- device_id     text    whose rows
+-- device_id     text    whose rows; or null: everybody's
+-- username      text    whose rows; or null: everybody's
 -- after_ms      bigint  the last row of the page before: its time,
 -- after_device  text    its device
 -- after_id      uuid    and its id
@@ -33,7 +34,15 @@ held AS (
             AND page.status_id = extension_status.status_id
     WHERE
         extension_status.erased_at IS NULL
-        AND extension_status.device_id = %(device_id)s
+        AND (%(device_id)s::text IS NULL OR extension_status.device_id = %(device_id)s)
+        AND (
+            %(username)s::text IS NULL
+            OR extension_status.reported_by = %(username)s
+            -- The name itself, or something in it.
+            OR jsonb_path_exists(
+                extension_status.metadata, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
+            )
+        )
         AND is_held(extension_status.device_id, extension_status.reported_at)
 )
 

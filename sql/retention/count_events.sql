@@ -1,5 +1,6 @@
 -- Count expired events, for a look before they go.
 --
+-- from_ms    bigint  only of this time or later, epoch milliseconds
 -- before_ms  bigint  older ones have expired, epoch milliseconds
 --
 -- Returns  one row: expired, held (of them)
@@ -9,4 +10,4 @@ SELECT
     count(*) AS expired,
     count(*) FILTER (WHERE is_held(device_id, detected_at)) AS held
 FROM compliance_events
-WHERE detected_at < %(before_ms)s;
+WHERE detected_at >= %(from_ms)s AND detected_at < %(before_ms)s;

@@ -1,5 +1,6 @@
 -- Count expired statuses, for a look before they go.
 --
+-- from_ms    bigint  only of this time or later, epoch milliseconds
 -- before_ms  bigint  older ones have expired, epoch milliseconds
 --
 -- Returns  one row: expired, held (of them)
@@ -9,4 +10,4 @@ SELECT
     count(*) AS expired,
     count(*) FILTER (WHERE is_held(device_id, reported_at)) AS held
 FROM extension_status
-WHERE reported_at < %(before_ms)s;
+WHERE reported_at >= %(from_ms)s AND reported_at < %(before_ms)s;

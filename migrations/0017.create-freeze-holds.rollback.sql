@@ -1,0 +1,2 @@
+-- Loses nothing.
+DROP FUNCTION freeze_holds();

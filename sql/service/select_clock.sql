@@ -1,0 +1,5 @@
+-- The database's clock.
+--
+-- Returns  one row: now_ms, epoch milliseconds
+-- Load     operators only
+SELECT (extract(EPOCH FROM now()) * 1000)::bigint AS now_ms;
