@@ -5,7 +5,10 @@
 -- enrolment, revokes and restores nobody, deletes no evidence, changes no event, sets none of the database's times.
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM watchpost_writer, watchpost_reader, public;
 
-GRANT SELECT ON devices TO watchpost_writer;
+GRANT SELECT (
+    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat,
+    revoked_at, xmax
+) ON devices TO watchpost_writer;
 GRANT INSERT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat
 ) ON devices TO watchpost_writer;
@@ -13,7 +16,10 @@ GRANT UPDATE (
     public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat, archived_at
 ) ON devices TO watchpost_writer;
 
-GRANT SELECT ON browser_instances TO watchpost_writer;
+GRANT SELECT (
+    instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
+    extension_version, discovered_at, created_at, last_seen, xmax
+) ON browser_instances TO watchpost_writer;
 GRANT INSERT (
     instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
     extension_version, discovered_at, last_seen
@@ -23,18 +29,25 @@ GRANT UPDATE (
     last_seen, archived_at
 ) ON browser_instances TO watchpost_writer;
 
-GRANT SELECT ON prompts TO watchpost_writer;
+GRANT SELECT (
+    "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,
+    username, page_title, conversation_id, model, action, metadata, created_at
+) ON prompts TO watchpost_writer;
 GRANT INSERT (
     "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,
     username, page_title, conversation_id, model, action, metadata
 ) ON prompts TO watchpost_writer;
 
-GRANT SELECT ON extension_status TO watchpost_writer;
+GRANT SELECT (
+    reported_at, device_id, status_id, instance_id, status, reported_by, metadata, created_at
+) ON extension_status TO watchpost_writer;
 GRANT INSERT (
     reported_at, device_id, status_id, instance_id, status, reported_by, metadata
 ) ON extension_status TO watchpost_writer;
 
-GRANT SELECT ON compliance_events TO watchpost_writer;
+GRANT SELECT (
+    detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details, created_at
+) ON compliance_events TO watchpost_writer;
 GRANT INSERT (
     detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details
 ) ON compliance_events TO watchpost_writer;
@@ -44,7 +57,9 @@ GRANT SELECT (enrollment_id, uses, max_uses, expires_at, revoked_at) ON enrollme
 GRANT UPDATE (uses) ON enrollments TO watchpost_writer;
 
 -- Expired rows go as new ones come.
-GRANT SELECT, INSERT, DELETE, UPDATE (use_id) ON client_assertions TO watchpost_writer;
+GRANT
+SELECT (device_id, jti, use_id, expires_at), INSERT (device_id, jti, use_id, expires_at), UPDATE (use_id), DELETE
+ON client_assertions TO watchpost_writer;
 
 -- For the readiness probe.
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;

@@ -23,7 +23,7 @@ BEGIN
         SELECT *
         FROM (
             VALUES
-            ('watchpost_owner', 'statement_timeout', '0'),
+            ('watchpost_owner', 'statement_timeout', '1h'),
             ('watchpost_owner', 'lock_timeout', '2s'),
             ('watchpost_owner', 'idle_in_transaction_session_timeout', '1min'),
             ('watchpost_writer', 'statement_timeout', '5s'),
@@ -49,6 +49,8 @@ BEGIN
         EXECUTE format('ALTER ROLE %I SET %I = %L', found.role_name, found.name, found.value);
     END LOOP;
 
+    -- Everybody may make temporary tables until they may not; neither writer nor reader needs one.
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM public', current_database());
     EXECUTE format('GRANT CONNECT, CREATE, TEMPORARY ON DATABASE %I TO watchpost_owner', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO watchpost_writer, watchpost_reader', current_database());
 

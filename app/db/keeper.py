@@ -29,6 +29,8 @@ READY = "ready"
 # How often partitions are looked after, and again when that failed.
 PARTITIONS_SECONDS = 24 * 3600
 PARTITIONS_RETRY_SECONDS = 600
+# Who has taken on another role can go back to their own.
+SELECT_IS_SUPERUSER = "SELECT bool_or(rolsuper) FROM pg_roles WHERE rolname IN (current_user, session_user)"
 
 
 class KeeperError(Exception):
@@ -83,7 +85,7 @@ def main() -> int:
 def _refuse_superuser(url: str) -> None:
     """Raises KeeperError: what a superuser may do, a fault in the service could do too."""
     with psycopg.connect(url, autocommit=True) as connection:
-        found = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+        found = connection.execute(SELECT_IS_SUPERUSER).fetchone()
     if found and found[0]:
         raise KeeperError("WATCHPOST_DATABASE_URL names a superuser: use watchpost_writer, see config/roles.sql")
 
