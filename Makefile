@@ -76,6 +76,9 @@ clean:
 	@touch $@
 
 .venv/tests: tests/requirements.lock .venv/service
+	@# The README's first steps are a test, and use these.
+	@command -v curl >/dev/null && command -v openssl >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) curl openssl; } >&2 || \
+		{ echo 'curl or openssl is missing: apt-get install curl openssl' >&2; exit 1; }
 	$(PIP) --require-hashes --requirement tests/requirements.lock
 	@touch $@
 

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 DATABASE = "watchpost"
 LOCK = "postgres.lock"
+# Whom the server runs as when we are root.
+USER = "pgserver"
 # Recovery after a crash takes as long as there is WAL to read.
 START_SECONDS = 600
 # unix(7): longer paths of sockets don't fit.
@@ -251,10 +253,17 @@ def _user() -> str | None:
     users = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(users, fcntl.LOCK_EX)
-        entry = _package().ensure_user_exists("pgserver")
+        try:
+            return pwd.getpwnam(USER).pw_name
+        except KeyError:
+            # Where daemons and cron start things, /usr/sbin is often not in the path.
+            useradd = shutil.which("useradd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+            if useradd is None:
+                raise EmbeddedError(f"PostgreSQL does not run as root: make a system user {USER}") from None
+            subprocess.run([useradd, "--system", USER], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+            return pwd.getpwnam(USER).pw_name
     finally:
         os.close(users)
-    return entry.pw_name if entry else None
 
 
 def _own_folder(folder: Path) -> None:
