@@ -1,4 +1,5 @@
--- The three roles of Watchpost. Run once in its database, as a superuser:
+-- The three roles of Watchpost. Run once in its database, as a superuser; in a database without tables yet, its owner
+-- may do it too, if that role may create roles, as on servers that others run:
 --     psql -d watchpost -f config/roles.sql
 -- Running it again changes nothing. `flask migrate` as a superuser, and the embedded PostgreSQL, run it themselves.
 --

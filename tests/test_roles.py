@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from app.db import migrations
 from app.db.statements import FOLDER, statement
-from tests.service import Service, as_role
+from tests.service import ROOT, Service, as_role
 from tests.test_migrations import PREVIOUS
 from tests.test_sql import PARAMETERS
 
@@ -243,6 +245,45 @@ def test_a_service_that_may_not_migrate_waits_for_the_owner(
         assert service.end() == 0
     finally:
         service.kill_everything()
+
+
+def test_a_service_that_may_not_migrate_and_need_not_says_nothing(database_url: str, signing_keys: Path) -> None:
+    environment = {
+        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
+        "WATCHPOST_SIGNING_KEYS": str(signing_keys),
+        "PATH": "/usr/bin:/bin",
+    }
+    keeper = subprocess.run(
+        [sys.executable, "-m", "app.db.keeper"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (keeper.returncode, keeper.stdout) == (0, "ready\n"), keeper.stderr
+    assert keeper.stderr == ""
+
+
+def test_a_databases_owner_can_give_the_roles_their_rights(
+    database_url: str, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """As where others run the server, and nobody is a superuser."""
+    rows("CREATE ROLE dba LOGIN CREATEROLE")
+    rows("CREATE DATABASE hosted OWNER dba")
+    given = psycopg.conninfo.conninfo_to_dict(database_url)
+    hosted = database_url.replace(f"/{given['dbname']}?", "/hosted?")
+    try:
+        with psycopg.connect(hosted, user="dba", autocommit=True) as dba:
+            dba.execute(migrations.ROLES.read_text())
+        assert migrations.apply(as_role(hosted, "owner")) == migrations.names()
+        with psycopg.connect(as_role(hosted, "writer"), autocommit=True) as writer:
+            writer.execute(statement("service/select_migrations").text)
+    finally:
+        rows("DROP DATABASE hosted WITH (FORCE)")
+        rows("DROP ROLE dba")
 
 
 def _when_it_answers(service: Service) -> Any:

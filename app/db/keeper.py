@@ -55,7 +55,8 @@ def main() -> int:
                     log.info("applied migration", extra={"fields": {"migration": name}})
             except psycopg.errors.InsufficientPrivilege:
                 # Whoever deploys in two steps migrates with another role. Until then /readyz says no.
-                log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
+                if migrations.is_behind(writer_url(settings)):
+                    log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
             SigningKeys(settings.signing_keys_path).ensure()
         except (KeeperError, migrations.MigrationError) as error:
             log.error("can't start: %s", error)

@@ -22,6 +22,7 @@ import psycopg
 import yoyo
 
 from app.db import partitions
+from app.db.statements import statement
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FOLDER = ROOT / "migrations"
 ROLES = ROOT / "config" / "roles.sql"
 GRANTS = ROOT / "config" / "grants.sql"
 OWNER = "watchpost_owner"
+SELECT_MIGRATIONS = statement("service/select_migrations")
 # One number for all replicas; any constant does.
 ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"watchpost migrations").digest()[:8], signed=True)
 # Writers queue behind who waits for a table's lock: each try is shorter than their patience, and there are many.
@@ -110,6 +112,16 @@ def rollback(url: str, to: str | None = None) -> list[str]:
 def names() -> list[str]:
     """The names of all migrations, in order."""
     return [path.stem for path in sorted(FOLDER.glob("*.sql")) if not path.stem.endswith(".rollback")]
+
+
+def is_behind(url: str) -> bool:
+    """Whether migrations are pending, for a role that may not apply them."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        try:
+            applied = {row[0] for row in connection.execute(SELECT_MIGRATIONS.text).fetchall()}
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+            return True
+    return not applied.issuperset(names())
 
 
 def _apply_one(backend: Any, migration: Any) -> None:
