@@ -6,7 +6,7 @@
 -- Returns  a row for each given row: ord, registered_at,
 --          outcome (created | updated | key_conflict | device_revoked | enrollment_unknown | enrollment_revoked |
 --          enrollment_expired | enrollment_used_up | null: another registration went first; ask again)
--- Index    enrollments_pkey, devices_pkey, devices_key_thumbprint_key
+-- Index    enrollments_pkey, devices_pkey, devices_key_thumbprint_key, compliance_events_pkey
 -- Locks    the enrolments' rows, so that uses are counted exactly; then the devices' rows; each in key order
 -- Load     one call a shared commit, 1 to 500 rows, once in a device's life
 WITH given AS (
@@ -32,8 +32,9 @@ enrollment AS (
     FOR UPDATE
 ),
 
--- Looked up apart: an outer join with a table that is spread over machines would fetch all of it.
-same_device AS (
+-- Looked up apart: an outer join with a table that is spread over machines would fetch all of it. Materialized, here and
+-- below, since the planner takes the set for one row and would run what it joins again for each of five hundred.
+same_device AS MATERIALIZED (
     SELECT
         given.ord,
         devices.device_id,
@@ -43,7 +44,7 @@ same_device AS (
     INNER JOIN devices ON given.device_id = devices.device_id
 ),
 
-same_key AS (
+same_key AS MATERIALIZED (
     SELECT
         given.ord,
         devices.device_id
@@ -123,7 +124,7 @@ stored AS (
 ),
 
 -- Uses that were meant for devices which another session registered meanwhile.
-vacant AS (
+vacant AS MATERIALIZED (
     SELECT DISTINCT queued.enrollment_id
     FROM queued
     LEFT JOIN stored ON queued.device_id = stored.device_id
