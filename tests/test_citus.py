@@ -13,8 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.db.plans import examples
 from app.db.statements import FOLDER, statement
-from tests.test_sql import NAMES, PARAMETERS
+from tests.test_sql import NAMES
 
 CITUS = (Path(FOLDER).parent / "config" / "citus.sql").read_text(encoding="utf-8")
 SPREAD = dict(re.findall(r"create_distributed_table\('(\w+)', '(\w+)'", CITUS))
@@ -193,7 +194,7 @@ def careful(spread: psycopg.Connection[Any]) -> Iterator[Callable[[str], None]]:
     def plan(text: str) -> None:
         spread.execute("SET ROLE careful")
         try:
-            spread.execute("EXPLAIN " + text, PARAMETERS)
+            spread.execute("EXPLAIN " + text, examples())
         finally:
             spread.execute("RESET ROLE")
 

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from app.db import migrations
+from app.db.plans import examples
 from app.db.statements import FOLDER, statement
 from tests.service import ROOT, Service, as_role
 from tests.test_migrations import PREVIOUS
-from tests.test_sql import PARAMETERS
 
 EVIDENCE = ("prompts", "extension_status", "compliance_events")
 WRITER_FILES = sorted(
@@ -91,14 +91,14 @@ def test_the_reader_may_not(connect: Any, query: str) -> None:
 @pytest.mark.parametrize("name", WRITER_FILES)
 def test_the_writer_may_run_what_requests_need(connect: Any, name: str) -> None:
     with connect("writer") as connection, connection.transaction(force_rollback=True):
-        connection.execute(statement(name).text, PARAMETERS)
+        connection.execute(statement(name).text, examples())
 
 
 @pytest.mark.parametrize("path", sorted(PREVIOUS.glob("*.sql")), ids=lambda path: path.stem)
 def test_the_writer_of_the_previous_release_goes_on_with_these_rights(connect: Any, path: Path) -> None:
     with connect("writer") as connection, connection.transaction(force_rollback=True):
         lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("--")]
-        connection.execute("\n".join(lines), PARAMETERS)
+        connection.execute("\n".join(lines), examples())
 
 
 RIGHTS = """
@@ -134,7 +134,7 @@ def test_the_writer_has_no_right_that_no_statement_needs(database_url: str) -> N
 def _is_refused(connection: psycopg.Connection[Any], text: str) -> bool:
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute("EXPLAIN " + text, PARAMETERS)
+            connection.execute("EXPLAIN " + text, examples())
     except psycopg.errors.InsufficientPrivilege:
         return True
     return False

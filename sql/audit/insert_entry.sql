@@ -7,6 +7,7 @@
 -- details   json  an object, or null
 --
 -- Returns  audit_id, or no row for a retry
+-- Index    audit_log_pkey
 -- Load     one call a command
 INSERT INTO audit_log (audit_id, actor, action, target, details)
 VALUES (%(audit_id)s, %(actor)s, %(action)s, %(target)s, %(details)s::jsonb)

@@ -6,6 +6,7 @@
 -- expires_at     double precision  epoch seconds
 --
 -- Returns  enrollment_id, or no row for a retry
+-- Index    enrollments_pkey
 -- Load     operators only
 INSERT INTO enrollments (enrollment_id, label, max_uses, expires_at)
 VALUES (%(enrollment_id)s, %(label)s, %(max_uses)s, to_timestamp(%(expires_at)s))

@@ -1,7 +1,8 @@
 -- List the enrolments, newest first.
 --
 -- Returns  enrollment_id, label, uses, max_uses, created_at, expires_at, revoked_at
--- Load     operators only; some hundreds of rows
+-- Scans    enrollments: all are listed, some hundreds of rows
+-- Load     operators only
 SELECT
     enrollment_id,
     label,

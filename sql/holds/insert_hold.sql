@@ -7,6 +7,7 @@
 -- reason     text
 --
 -- Returns  hold_id, or no row for a retry
+-- Index    legal_holds_pkey
 -- Load     operators only
 INSERT INTO legal_holds (hold_id, device_id, from_ms, to_ms, reason)
 VALUES (%(hold_id)s, %(device_id)s, %(from_ms)s, %(to_ms)s, %(reason)s)

@@ -1,7 +1,7 @@
 -- List the holds, those in force first, newest first.
 --
 -- Returns  hold_id, device_id, from_ms, to_ms, reason, created_at, released_at
--- Scans    legal_holds: some tens of rows
+-- Scans    legal_holds: all are listed, some tens of rows
 -- Load     operators only
 SELECT
     hold_id,

@@ -5,6 +5,7 @@
 --
 -- Returns  a row for each month that had none: name (of the partition), moved (rows taken from the default partition),
 --          outcome (created | too_many_strays | name_taken: another table is called so)
+-- Calls    ensure_partitions, once: looks at the catalogs, and at the default partitions by their keys
 -- Locks    an advisory lock; for a coming month the default partition, while it is read once; for a month that rows
 --          come in for already the whole table, while they move: 50,000 in half a second
 -- Load     one call a day and host, and one after each migration

@@ -2,6 +2,7 @@
 --
 -- Returns  a row for each partition, oldest first: table_name, name, starts_at, ends_at (null: no such bound, both
 --          null: the default partition), row_estimate (null: not analyzed yet), bytes (with indexes)
+-- Scans    system catalogs: some hundreds of partitions
 -- Load     an operator's command, and each scrape of /metrics
 SELECT
     parent.relname AS table_name,

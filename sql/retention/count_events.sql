@@ -5,7 +5,10 @@
 --
 -- Returns  one row: expired, held (of them)
 -- Index    compliance_events_pkey
--- Load     operators only; reads every expired row
+-- Scans    compliance_events: months that have expired as a whole
+-- Calls    is_held for each expired row: scans legal_holds, some tens of rows
+-- Reads    every expired row
+-- Load     operators only
 SELECT
     count(*) AS expired,
     count(*) FILTER (WHERE is_held(device_id, detected_at)) AS held

@@ -5,6 +5,7 @@
 --
 -- Returns  one row: outcome (dropped | gone | not_expired | held: a hold is in force in its time)
 -- Fails    by lock_not_available when somebody holds its table for longer than a moment; ask again
+-- Calls    drop_partition, once: looks at the catalogs and at legal_holds, at no row of the partition
 -- Locks    its table exclusively, for milliseconds; waits for that for 0.2 s
 -- Load     operators only, one call an expired month
 SELECT drop_partition(%(part)s, %(expired_before_ms)s) AS outcome;
