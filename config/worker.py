@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
+from gevent.server import StreamServer
 from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.wsgi import base_environ
+from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from config.connection import Connection
+
+
+class Listener(StreamServer):
+    """gevent's server, which at a stop serves whoever is connected already: the kernel would reset them."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self.closed and not self.full() and (client := self.do_read()):
+                self.do_handle(*client)
+        super().close()
+
+
+ggevent.StreamServer = Listener
 
 
 class Worker(GeventWorker):
@@ -30,16 +46,17 @@ class Worker(GeventWorker):
                 connection.give_up()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        connection = Connection(client, addr, self.wsgi, self._environ(listener), lambda: not self.alive)
+        # The address that was connected to: at a stop the listener is closed before the last are served.
+        connection = Connection(client, addr, self.wsgi, self._environ(client), lambda: not self.alive)
         self._connections.add(connection)
         try:
             connection.serve()
         finally:
             self._connections.discard(connection)
 
-    def _environ(self, listener: Any) -> dict[str, Any]:
+    def _environ(self, client: Any) -> dict[str, Any]:
         """What the environ of every request holds (PEP 3333)."""
-        name = listener.getsockname()
+        name = client.getsockname()
         host, port = name[:2] if isinstance(name, tuple) else ("localhost", 0)
         environ: dict[str, Any] = base_environ(self.cfg)
         # Whole files are sent as any other answer.

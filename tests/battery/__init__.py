@@ -15,12 +15,13 @@ class Plan:
     """How much of everything.
 
     rounds: repetitions of each fault. minutes: length of what only time shows. folder: for what is left behind, removed
-    afterwards.
+    afterwards. rows: acknowledged at least before each fault, and after the last.
     """
 
     rounds: int
     minutes: float
     folder: Path
+    rows: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Finding:
     """One line of the report.
 
     what: the fault or attack. count: how many of what were tried, such as `20 rounds, 41,200 rows acknowledged`.
-    result: what came of it, such as `lost 0, doubled 0`. passed: whether that is what has to come of it.
+    result: what came of it, such as `lost 0, doubled 0`. passed: whether that is what has to come of it; None
+    when it can't be tried here, and then the result says why.
     """
 
     what: str
     count: str
     result: str
-    passed: bool
+    passed: bool | None
