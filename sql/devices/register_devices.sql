@@ -32,8 +32,8 @@ enrollment AS (
     FOR UPDATE
 ),
 
--- Looked up apart: an outer join with a table that is spread over machines would fetch all of it. Materialized, here and
--- below, since the planner takes the set for one row and would run what it joins again for each of five hundred.
+-- Looked up apart: an outer join with a table that is spread over machines would fetch all of it. Materialized, here
+-- and below, since the planner takes the set for one row and would run what it joins again for each of five hundred.
 same_device AS MATERIALIZED (
     SELECT
         given.ord,
