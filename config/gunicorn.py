@@ -11,7 +11,6 @@ import gc
 import itertools
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,9 +37,6 @@ forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
 
-# Where the workers count for /metrics, as app/metrics.py says; new with every master.
-_metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
-
 _in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
 
@@ -58,8 +54,10 @@ def on_starting(server: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _in_use.append(os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600))
         fcntl.flock(_in_use[0], fcntl.LOCK_SH)
+    # Where the workers count for /metrics, as app/metrics.py says; the keeper removes it, however the master ends.
+    server.metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "app.db.keeper"],
+        [sys.executable, "-m", "app.db.keeper", server.metrics],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -68,7 +66,6 @@ def on_starting(server: Any) -> None:
     _keepers.append(keeper)
     assert keeper.stdout is not None
     if keeper.stdout.readline().strip() != "ready":
-        shutil.rmtree(_metrics, ignore_errors=True)
         sys.exit(keeper.wait() or 3)
 
 
@@ -78,7 +75,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _metrics
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = server.metrics
     os.environ["PROMETHEUS_MULTIPROC_PLACE"] = str(worker.place)
     # Until a worker has handlers of its own it has the master's, which would swallow the signal to stop.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -105,7 +102,6 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    shutil.rmtree(_metrics, ignore_errors=True)
     for lock in _in_use:
         os.close(lock)
     for keeper in _keepers:

@@ -167,13 +167,20 @@ def test_every_worker_is_counted_whichever_answers(folder: Path, database_url: s
                 text, 'watchpost_set_rows_count{kind="prompt"}'
             )
         # Who replaces a worker goes on with its counts, in its files.
-        files = counted_in(service)
+        counted = counting_folder(service)
         replace_workers(service)
         assert service.post("/api/prompt", sent[0], token).status == 200
         text = read(service, reader)
         assert [value(text, requests.format(status)) for status in (201, 200, 400)] == [40, 41, 1]
         assert value(text, 'watchpost_set_rows_sum{kind="prompt"}') == 81
-        assert counted_in(service) == files == {f"{kind}_{n}.db" for kind in ("counter", "histogram") for n in (0, 1)}
+        files = {f"{kind}_{place}.db" for kind in ("counter", "histogram") for place in (0, 1)}
+        assert {path.name for path in counted.iterdir()} == files
+        service.end(signal.SIGKILL)
+    # Nothing of it is left, however it ended.
+    deadline = time.monotonic() + 60
+    while counted.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def workers(service: Service) -> list[psutil.Process]:
@@ -185,11 +192,10 @@ def workers(service: Service) -> list[psutil.Process]:
     return found
 
 
-def counted_in(service: Service) -> set[str]:
-    """The files that are there for all workers together."""
+def counting_folder(service: Service) -> Path:
     opened = {Path(file.path) for worker in workers(service) for file in worker.open_files() if "metrics" in file.path}
     (folder,) = {path.parent for path in opened}
-    return {path.name for path in folder.iterdir()}
+    return folder
 
 
 def replace_workers(service: Service) -> None:

@@ -3,7 +3,8 @@
 gunicorn's master starts it before the first worker. It has the embedded PostgreSQL run (unless WATCHPOST_DATABASE_URL
 names another), applies pending migrations, makes a signing key if there is none, and says so with one line. A server
 that dies is started again; once a day the partitions of coming months are made. Master and workers hold the other end
-of its standard input: when the last of them is gone, however it ended, the embedded server is stopped.
+of its standard input: when the last of them is gone, however it ended, the embedded server is stopped, and folders that
+were named as arguments are removed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging.config
 import select
+import shutil
 import signal
 import sys
 import time
@@ -42,6 +44,8 @@ def main() -> int:
         # Who sends these to a whole group of processes means the master; the end of standard input follows.
         signal.signal(number, signal.SIG_IGN)
     with contextlib.ExitStack() as stack:
+        for folder in sys.argv[1:]:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             settings = load()
             logging.config.dictConfig(config(settings.log_level))
