@@ -62,7 +62,7 @@ def test_refused_tokens_are_counted_by_reason(client, device, bearer, headers, a
     refused = {
         ("access", "missing_authorization"): [None],
         ("access", "malformed"): ["x"],
-        ("access", "signature"): [token[:-8] + "AAAAAAAA", token[:-8] + "BBBBBBBB"],
+        ("access", "signature"): [token[:-8] + "AAAAAAAA", token[:-8] + "QQQQQQQQ"],
         ("access", "expired"): [app.extensions["auth"].sign(device.device_id, "id", "prompts:write", -61)],
         ("access", "insufficient_scope"): [other],
     }
