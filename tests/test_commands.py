@@ -464,6 +464,14 @@ def test_a_removal_prints_the_removed_key(done: Done) -> None:
     assert kid not in done("keys", "list")
 
 
+def test_a_key_whose_id_begins_with_a_hyphen_can_be_removed(done: Done, settings: Settings) -> None:
+    done("keys", "rotate")
+    path = Path(settings.signing_keys)
+    keys = json.loads(path.read_text())["keys"]
+    path.write_text(json.dumps({"keys": [keys[0], {**keys[1], "kid": "-nD4pZWr"}]}))
+    assert done("keys", "remove", "-nD4pZWr") == "-nD4pZWr\n"
+
+
 def test_listing_keys_needs_no_database(done: Done, rows: Rows) -> None:
     kid = done("keys", "rotate").strip()
     rows("DROP SCHEMA public CASCADE")

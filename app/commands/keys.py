@@ -44,7 +44,8 @@ def rotate(as_json: bool) -> None:
         click.echo(kid)
 
 
-@keys.command()
+# One kid in 64 begins with a hyphen.
+@keys.command(context_settings={"ignore_unknown_options": True})
 @click.argument("kid", metavar="KID")
 @with_database
 def remove(kid: str) -> None:
