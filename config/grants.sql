@@ -4,6 +4,7 @@
 -- The writer may do what the statements under sql/ do for devices, column by column, and nothing else: it makes no
 -- enrolment, revokes and restores nobody, deletes no evidence, changes no event, sets none of the database's times.
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM watchpost_writer, watchpost_reader, public;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM watchpost_writer, watchpost_reader;
 
 GRANT SELECT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat,

@@ -280,6 +280,10 @@ def test_the_writer_makes_partitions_by_the_function_alone_and_the_reader_makes_
     with psycopg.connect(writer) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(f"CREATE TABLE {name(PROMPT)} (LIKE prompts)")
     assert [each["name"] for each in partitions.ensure(writer)] == [name(PROMPT)]
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        partitions.ensure(writer, 121)
+    with psycopg.connect(writer) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("SELECT make_partitions(121, 0)")
     owner = "SELECT tableowner FROM pg_tables WHERE tablename = ANY (%s)"
     assert {row["tableowner"] for row in rows(owner, [name(PROMPT), "prompts"])} == {"watchpost_owner"}
     assert rows("SELECT proconfig[1] AS path FROM pg_proc WHERE proname = 'ensure_partitions'") == [
