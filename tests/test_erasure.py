@@ -166,9 +166,13 @@ def named(client: Any, register: Any, access: Any, headers: Any, device: Agent, 
 def test_nothing_that_a_device_said_is_left_anywhere(
     named: Agent, command: Any, client: Any, enrollment: Any, bearer: Any, device: Agent, rows: Rows
 ) -> None:
-    # What it claimed of another device stands in that device's events.
+    # What it claimed of another device's key stands in that device's events.
+    command("device", "forget-key", "named")
     claim = {**named.registration(hostname="WORD"), "public_key_pem": device.public_key_pem}
     assert client.post("/api/devices/register", json=claim, headers=bearer(enrollment())).status_code == 409
+    assert rows("SELECT device_id FROM compliance_events WHERE details ->> 'hostname' = 'WORD'") == [
+        {"device_id": device.device_id}
+    ]
     assert command("device", "erase", "named", "--reason", "r").exit_code == 0
     assert everywhere(rows, "WORD") == []
 
