@@ -10,7 +10,7 @@ INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run demo test test-postgresql-15 test-pgbouncer battery check audit lock format spec bench clean
+.PHONY: run demo test test-postgresql-15 test-pgbouncer battery dba check audit lock format spec bench clean
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -36,6 +36,9 @@ test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; a
 
 battery: .venv/tests ## faults and attacks, with their counts: an hour or so; options go into BATTERY
 	@exec $(BIN)/python -m tests.battery $(BATTERY)
+
+dba: .venv/tests ## print what a DBA reviews, of a filled database of its own
+	@exec $(BIN)/python -m tests.dba
 
 check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml and the locks are what they have to be
 	$(BIN)/ruff check

@@ -13,9 +13,10 @@ from app.commands.holds import hold
 from app.commands.keys import keys
 from app.commands.partitions import partitions
 from app.commands.retention import retention
+from app.commands.review import review
 from app.commands.spec import spec
 from app.commands.tokens import token
 
 device.add_command(erase_device)
 
-COMMANDS = [enrollment, device, user, token, keys, migrate, partitions, retention, hold, audit, spec]
+COMMANDS = [enrollment, device, user, token, keys, migrate, partitions, retention, hold, audit, review, spec]

@@ -36,6 +36,7 @@ from config.settings import load
 log = logging.getLogger(__name__)
 
 DATABASE = "watchpost"
+SERVER = Path(__file__).resolve().parents[2] / "config" / "postgresql.conf"
 LOCK = "postgres.lock"
 # Whom the server runs as when we are root.
 USER = "pgserver"
@@ -43,18 +44,12 @@ USER = "pgserver"
 START_SECONDS = 600
 # unix(7): longer paths of sockets don't fit.
 LONGEST_SOCKET_PATH = 107
+# Beside config/postgresql.conf, which is for every server.
 CONFIGURATION = """
 listen_addresses = ''
 unix_socket_permissions = 0700
 max_connections = 200
 shared_buffers = 256MB
-max_wal_size = 4GB
-random_page_cost = 1.1
-# What is stored is sensitive: the server's log names no values.
-log_error_verbosity = terse
-log_min_error_statement = panic
-log_parameter_max_length = 0
-log_parameter_max_length_on_error = 0
 """
 
 
@@ -184,7 +179,8 @@ def _start(cluster: Path, extra_configuration: str) -> None:
     _refuse_files_of_another_version(cluster)
     sockets = "'" + str(_socket_folder(cluster)).replace("'", "''") + "'"
     (cluster / "watchpost.conf").write_text(
-        f"{CONFIGURATION}unix_socket_directories = {sockets}\n{extra_configuration}"
+        SERVER.read_text(encoding="utf-8")
+        + f"{CONFIGURATION}unix_socket_directories = {sockets}\n{extra_configuration}"
     )
     (cluster / "watchpost.conf").chmod(0o644)
     deadline = time.monotonic() + START_SECONDS

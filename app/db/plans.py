@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.adapt import PyFormat, Transformer
+from psycopg.rows import tuple_row
 
 from app.db.statements import Statement
 
@@ -96,7 +97,7 @@ def explain(
     text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", wanted.text).replace("%%", "%")
     known = [connection.adapters.types.get(oid) for oid in types.types or ()]
     declared = f" ({', '.join(type.name if type else 'unknown' for type in known)})" if names else ""
-    with connection.transaction(force_rollback=True), psycopg.ClientCursor(connection) as cursor:
+    with connection.transaction(force_rollback=True), psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
         # What is prepared outlives a transaction.
         cursor.execute("DEALLOCATE ALL")
         cursor.execute(f"SET LOCAL plan_cache_mode = force_{'generic' if generic else 'custom'}_plan")
