@@ -21,9 +21,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("chapter", ["kills", "restarts"])
+@pytest.mark.parametrize("chapter", ["kills", "restarts", "network", "clocks", "soak"])
 def test_what_the_battery_finds_is_as_it_has_to_be(chapter: str, folder: Path) -> None:
-    plan = Plan(rounds=1, minutes=0.1, folder=folder, rows=200)
+    plan = Plan(rounds=1, minutes=0.05, folder=folder, rows=100)
     findings = list(importlib.import_module(f"tests.battery.{chapter}").run(plan))
     assert findings
     assert [finding for finding in findings if finding.passed is False] == []

@@ -184,6 +184,7 @@ def test_a_read_only_database_is_503_and_recovers(
         drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'watchpost'"
         admin.execute(drop)
         assert is_unavailable(client.post("/api/prompt", json=prompt(device), headers=headers))
+        assert is_unavailable(client.get("/readyz"))
         admin.execute("SET default_transaction_read_only = off")
         admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201

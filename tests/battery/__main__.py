@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.battery import Finding, Plan
 
 # In this order; each is a module beside this one.
-CHAPTERS: tuple[str, ...] = ("kills", "restarts", "tokens", "bodies", "http")
+CHAPTERS: tuple[str, ...] = ("kills", "restarts", "database", "network", "clocks", "tokens", "bodies", "http", "soak")
 
 
 def main() -> int:
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(CHAPTERS)}")
     parser.add_argument("--rounds", type=int, default=20, help="repetitions of each fault (%(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="length of what only time shows (%(default)g)")
+    parser.add_argument("--rows", type=int, default=1500, help="rows acknowledged before each fault (%(default)s)")
     given = parser.parse_args()
     chosen = given.only.split(",") if given.only else list(CHAPTERS)
     if unknown := set(chosen) - set(CHAPTERS):
@@ -39,7 +40,7 @@ def main() -> int:
         for name in chosen:
             (folder / name).mkdir(mode=0o755)
             began = time.monotonic()
-            for finding in _findings(name, Plan(given.rounds, given.minutes, folder / name)):
+            for finding in _findings(name, Plan(given.rounds, given.minutes, folder / name, given.rows)):
                 passed = passed and finding.passed is not False
                 verdict = {True: "passed", False: "FAILED", None: "skipped"}[finding.passed]
                 print(f"| {name} | {finding.what} | {finding.count} | {finding.result} | {verdict} |", flush=True)
