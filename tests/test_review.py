@@ -88,7 +88,7 @@ def test_make_dba_prints_the_whole_review(capfd: pytest.CaptureFixture[str]) -> 
 def test_who_may_run_a_statement_is_asked_of_the_database(settings: Settings, database_url: str) -> None:
     may = roles(review(dataclasses.replace(settings, read_database_url=as_role(database_url, "reader"))))
     assert set(may) == set(names())
-    assert may["devices/select_device"] == {"owner", "writer", "reader"}
+    assert may["devices/select_device"] == {"owner", "reader"}
     assert may["prompts/insert_prompts"] == {"owner", "writer"}
     assert may["partitions/ensure_partitions"] == {"owner", "writer"}
     assert may["retention/drop_partition"] == may["erasure/erase_prompts"] == may["auth/insert_enrollment"] == {"owner"}
@@ -98,7 +98,7 @@ def test_who_may_run_a_statement_is_asked_of_the_database(settings: Settings, da
 def test_a_role_that_the_review_can_not_become_is_said_to_be_unknown(settings: Settings) -> None:
     text = review(settings)
     assert "Not asked as watchpost_reader: " in text
-    assert roles(text)["devices/select_device"] == {"owner", "writer"}
+    assert roles(text)["prompts/insert_prompts"] == {"owner", "writer"}
 
 
 def test_a_role_without_a_privilege_is_not_listed(settings: Settings, database_url: str) -> None:
