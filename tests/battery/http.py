@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
 
 from tests.battery import Finding, Plan
 from tests.site import Site, faults, inhabited
@@ -40,12 +43,14 @@ def run(plan: Plan) -> Iterator[Finding]:
 
 
 def _one(site: Site, seed: int) -> tuple[Counter[int], bool]:
-    """Statuses of the answers, and whether the prompt is stored just if one of them says so."""
+    """Statuses of the answers, and whether what is stored is what they say."""
     chance = random.Random(seed)
     case = Case(site)
     sent = case.head(case.length()) + case.body if seed % 2 else case.head(CHUNKED) + case.chunks
+    # The token is most of it, and its own chapter's.
+    token = sent.index(site.token.encode())
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        at = chance.randrange(len(sent))
+        at = chance.choice((chance.randrange(token), chance.randrange(token + len(site.token), len(sent))))
         match chance.randrange(4):
             case 0:
                 sent = sent[:at] + chance.choice(PIECES) + sent[at:]
@@ -57,5 +62,11 @@ def _one(site: Site, seed: int) -> tuple[Counter[int], bool]:
                 sent = sent[: at + chance.randrange(1, 60)] + sent[at:]
     with Wire(site.service) as wire:
         wire.send(sent + case.get("after"), no_more=True)
-        answers = Counter(reply.status for reply in wire.replies())
-    return answers, case.stored() == (201 in answers)
+        replies = wire.replies()
+    answers = Counter(reply.status for reply in replies)
+    with psycopg.connect(site.database) as connection:
+        ids = [json.loads(reply.body).get("prompt_id") for reply in replies if reply.status in (200, 201)]
+        ids = [id_ for id_ in ids if id_]
+        found = connection.execute("SELECT FROM prompts WHERE prompt_id = ANY (%s::uuid[])", (ids,)).fetchall()
+    # Without an answer that says so, nothing is stored; the text itself may have been changed.
+    return answers, len(found) == len(ids) and (bool(ids) or not case.stored())
