@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from urllib.parse import urlsplit
 
 PREFIX = "WATCHPOST_"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+# A part that can't be read would be quoted by whoever tries, and may be half of a password.
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[^@/?#:,\[\]]*)(:[0-9]+)?"
+_DATABASE_URL = re.compile(rf"postgres(ql)?://([^@/?#]*@)?{_HOST}(,{_HOST})*([/?].*)?")
+_WRONG_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class SettingError(ValueError):
@@ -102,8 +108,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
     for name in ("database_url", "owner_database_url", "read_database_url"):
         address = getattr(settings, name)
-        if address and urlsplit(address).scheme not in ("postgresql", "postgres"):
-            raise SettingError(f"{PREFIX}{name.upper()} must be a postgresql:// URL.")
+        if address and (not _DATABASE_URL.fullmatch(address) or _WRONG_ESCAPE.search(address)):
+            what = "must be a postgresql:// URL; in a password, what is no letter or digit is written as %XX"
+            raise SettingError(f"{PREFIX}{name.upper()} {what}.")
     if settings.owner_database_url and not settings.database_url:
         raise SettingError("WATCHPOST_OWNER_DATABASE_URL needs WATCHPOST_DATABASE_URL.")
     if settings.log_level not in LOG_LEVELS:

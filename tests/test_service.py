@@ -244,13 +244,34 @@ def test_a_wrong_setting_stops_the_start_with_its_name(folder: Path) -> None:
         ("ISSUER", "example.com"),
         ("DATABASE_URL", "mysql://x/y"),
         ("READ_DATABASE_URL", "mysql://x/y"),
+        ("DATABASE_URL", "postgresql://u:half%zz@h/d"),
+        ("DATABASE_URL", "postgresql://u:half@half@h/d"),
+        ("DATABASE_URL", "postgresql://u:half/half@h/d"),
+        ("OWNER_DATABASE_URL", "postgresql://u:half?half@h/d"),
+        ("DATABASE_URL", "postgresql://u@h:port/d"),
         ("PREPARE_STATEMENTS", "perhaps"),
         ("LOG_LEVEL", "loud"),
     ],
 )
 def test_settings_are_checked(name: str, value: str) -> None:
-    with pytest.raises(SettingError, match=f"WATCHPOST_{name}"):
+    with pytest.raises(SettingError, match=f"WATCHPOST_{name}") as refusal:
         load({f"WATCHPOST_{name}": value})
+    assert "half" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@/d?host=/run/postgresql&port=5433",
+        "postgresql://u:p%40ss:word@db1:5432,db2/d?target_session_attrs=read-write",
+        "postgres://%2Frun%2Fpostgresql/d",
+        "postgresql://u@[::1]:5432/d",
+        "postgresql://",
+    ],
+)
+def test_whatever_libpq_reads_is_a_database_url(url: str) -> None:
+    assert psycopg.conninfo.conninfo_to_dict(url) is not None
+    assert load({"WATCHPOST_DATABASE_URL": url}).database_url == url
 
 
 def test_defaults_are_those_of_the_contract() -> None:

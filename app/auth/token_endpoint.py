@@ -17,6 +17,7 @@ from authlib.oauth2.rfc6749.errors import (
     InvalidClientError,
     InvalidRequestError,
     OAuth2Error,
+    UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
 from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
@@ -234,6 +235,9 @@ class TokenEndpoint(AuthorizationServer):
         metrics.token_refused("assertion", g.pop("refused", error.error))
         status = 401 if isinstance(error, InvalidClientError) else 400
         description = error.get_error_description() or "The request was refused."
+        if isinstance(error, UnsupportedGrantTypeError):
+            # Authlib quotes what was sent.
+            description = "The grant_type must be client_credentials."
         body = {
             "error": error.error,
             "error_description": description,

@@ -63,6 +63,9 @@ def explain(error: Exception) -> str:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return f"{type(error).__name__} {error.sqlstate}"
+    if isinstance(error, psycopg.ProgrammingError):
+        # libpq quotes what it can't read of a URL, passwords too.
+        return "the database's URL can't be read"
     return f"{type(error).__name__}: {error}".strip()
 
 

@@ -1,0 +1,43 @@
+"""Marked secrets go through faults of many kinds, and are found nowhere; tests/battery/canaries.py has all of them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.battery import canaries
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="wp-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_no_marked_secret_gets_where_it_must_not(folder: Path, database_url: str, server: str) -> None:
+    search = canaries.Search(canaries.Marks())
+    with (
+        canaries.temporary_folder(folder) as temporary,
+        canaries.site(folder, database_url, search, workers=1, statement_timeout_ms=200) as site,
+    ):
+        canaries.bodies(site, ("/api/prompt",))
+        canaries.callers(site)
+        canaries.database(site, (signal.SIGKILL,))
+        canaries.everywhere(site, Path(server) / "server.log", temporary)
+    assert search.leaks == set()
+    assert {"400", "401", "403", "404", "409", "413", "415", "500", "503", "cut"} <= set(search.faults)
+    places = {place.split(" to ")[0] for place in search.searched}
+    assert {"answer", "metrics", "the service's log", "PostgreSQL's log", "process list", "pg_stat_activity"} <= places
+
+
+def test_the_search_finds_a_mark_in_whatever_form() -> None:
+    search = canaries.Search(canaries.Marks())
+    assert [name for name, is_found in canaries.controls(search).items() if not is_found] == []
+    assert search.marks.found(b"2026 request canary-prompt-end") == set()
