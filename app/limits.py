@@ -6,8 +6,10 @@ Capacity: a worker that has too much to do refuses what can wait longest (503), 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import random
+import threading
 import time
 from typing import Any, cast
 
@@ -30,7 +32,11 @@ PLACE_BYTES = 65536
 INFLATION = 10
 # Refused callers come back over at most so many seconds.
 LONGEST_WAIT = 120
-WINDOW_SECONDS = 10
+# What is left after a second of what was seen before: that is, about ten seconds count.
+FADING = 0.9
+# A turn is what a worker does from one look at what is ready to the next: at least so long, and longer when it is late.
+TURN_SECONDS = 0.01
+LATE_SECONDS = 0.05
 # How long Redis may take, and how long it is left alone after it failed.
 REDIS_SECONDS = 0.2
 REDIS_PAUSE = 5
@@ -119,35 +125,60 @@ class Redis:
 
 
 class Capacity:
-    """Places for the requests that a worker handles at a time."""
+    """Places for the requests that a worker handles at a time.
+
+    taken: places in use; many when the database is slow. When the worker itself is slow, many come before it is done
+    with those that were ready: of them it takes as many as it has places.
+    """
 
     def __init__(self, places: int) -> None:
         self._places = places
         self.taken = 0
-        self._began = 0.0
-        self._served = self._refused = 0
-        self._wait = 2.0
+        # Of this turn: when it began, how many were taken. Of this second: the same.
+        self._turn_began = self._began = 0.0
+        self._in_turn = self._admitted = 0
+        self._is_watched = False
+        self._pace = self._refused = 0.0
 
     def take(self, share: float, places: int) -> None:
         """Take places until `give_back`. Raises Problem 503 when so large a share of them is in use."""
         now = time.monotonic()
-        if now > self._began + WINDOW_SECONDS:
-            self._wait = self._longest_wait(now)
-            self._began, self._served, self._refused = now, 0, 0
+        if not self._is_watched:
+            self._is_watched = True
+            threading.Thread(target=self._watch, daemon=True).start()
+        if now > self._began + 1:
+            self._pace = max(self._pace * FADING, self._admitted / (now - self._began))
+            self._refused *= FADING ** (now - self._began)
+            self._began, self._admitted = now, 0
+        most = self._places * share
         # An idle worker takes whatever comes, be it larger than its share.
-        if self.taken and self.taken + places > self._places * share:
+        is_full = self.taken and self.taken + places > most
+        if is_full or (self._in_turn >= most and now > self._turn_began + LATE_SECONDS):
             self._refused += 1
-            raise problems.overloaded(random.uniform(1, max(self._wait, self._longest_wait(now))))  # noqa: S311
+            raise problems.overloaded(random.uniform(1, self._longest_wait(now)))  # noqa: S311
         self.taken += places
-
-    def _longest_wait(self, now: float) -> float:
-        """Seconds that it would take to serve all that was refused lately; who was, comes back spread over them."""
-        pace = min(now - self._began, WINDOW_SECONDS) / max(1, self._served)
-        return min(LONGEST_WAIT, 2 + self._refused * pace)
+        self._in_turn += 1
+        self._admitted += 1
 
     def give_back(self, places: int) -> None:
         self.taken -= places
-        self._served += 1
+
+    def _longest_wait(self, now: float) -> float:
+        """Seconds that it would take to serve all that was refused lately; who was, comes back spread over them.
+
+        At the best pace lately: while there is little to do, little is served, whatever could be.
+        """
+        pace = max(1.0, self._pace, self._admitted / max(0.1, now - self._began))
+        return min(LONGEST_WAIT, 2 + self._refused / pace)
+
+    def _watch(self) -> None:
+        """Note when turns begin, as long as requests come: it wakes when all who were ready before had their turn."""
+        while True:
+            self._turn_began, self._in_turn = time.monotonic(), 0
+            time.sleep(TURN_SECONDS)
+            if not self._in_turn:
+                break
+        self._is_watched = False
 
 
 class Limits:
@@ -175,8 +206,8 @@ class Limits:
         if self._proxies:
             hops = request.headers.get("X-Forwarded-For", "").split(",")
             if len(hops) >= self._proxies:
-                return hops[-self._proxies].strip()[:64]
-        return request.remote_addr or ""
+                return _subscriber(hops[-self._proxies].strip()[:64])
+        return _subscriber(request.remote_addr or "")
 
     def check_address(self) -> None:
         """Raises Problem 429 when this address has had too many refusals."""
@@ -193,6 +224,17 @@ class Limits:
         """Count a refused token or assertion against its address. Raises Problem 429 when there were too many."""
         if wait := self.addresses.take(self.address()):
             raise problems.too_many(wait)
+
+
+def _subscriber(address: str) -> str:
+    """Whom an address stands for: in IPv6 a subscriber has a network of 64 bits at least (RFC 6177)."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 def places(largest: int) -> int:

@@ -30,7 +30,9 @@ workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
 # one run on two cores.
 worker_class = "config.worker.Worker"
 logger_class = "config.worker.Logger"
-worker_connections = settings.connections
+# Far more than are handled at a time: most are idle, and who is not let in can't be told to come back later.
+worker_connections = 10 * settings.connections
+backlog = 4096
 graceful_timeout = settings.graceful_seconds
 timeout = 60
 forwarded_allow_ips = ""

@@ -137,6 +137,18 @@ def test_a_caller_can_not_choose_its_address(limits: Any, client: FlaskClient) -
     assert [client.post("/api/prompt", headers=headers).status_code for headers in forwarded][-1] == 429
 
 
+@with_limits(address_rate=1, burst_seconds=1)
+def test_all_addresses_of_an_ipv6_subscriber_are_one(limits: Any, client: FlaskClient) -> None:
+    def last_of(addresses: list[str]) -> int:
+        answers = [client.post("/api/prompt", headers=WRONG, environ_overrides={"REMOTE_ADDR": a}) for a in addresses]
+        return answers[-1].status_code
+
+    assert last_of([f"2001:db8:1:2:{n:x}::{n:x}" for n in range(20)]) == 429
+    assert last_of([f"2001:db8:1:{n:x}::1" for n in range(3, 20)]) == 401
+    assert last_of([f"::ffff:192.0.2.{n}" for n in range(20)]) == 401
+    assert last_of([f"fe80::1%eth{n}" for n in range(20)]) == 429
+
+
 @with_limits(address_rate=1, burst_seconds=1, proxies=1)
 def test_behind_a_proxy_the_address_is_the_one_that_the_proxy_saw(limits: Any, client: FlaskClient) -> None:
     honest = [{**WRONG, "X-Forwarded-For": f"192.0.2.{n}"} for n in range(20)]

@@ -16,7 +16,21 @@ from pathlib import Path
 from tests.battery import Finding, Plan
 
 # In this order; each is a module beside this one.
-CHAPTERS: tuple[str, ...] = ("kills", "restarts", "database", "network", "clocks", "tokens", "bodies", "http", "soak")
+CHAPTERS: tuple[str, ...] = (
+    "kills",
+    "restarts",
+    "database",
+    "network",
+    "clocks",
+    "tokens",
+    "bodies",
+    "http",
+    "herd",
+    "flood",
+    "enumeration",
+    "canaries",
+    "soak",
+)
 
 
 def main() -> int:

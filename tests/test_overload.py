@@ -1,0 +1,48 @@
+"""Many devices at once, and one that floods: a real service sheds by priority, loses nothing and slows no other."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.battery import crowd, flood, herd
+from tests.service import serving
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="wp-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_herd_is_shed_by_priority_and_drains_by_itself(folder: Path, database_url: str) -> None:
+    with serving(folder, database_url=database_url, workers=1, connections=10) as service:
+        returned, _, watched, stored = herd.stampede(service, database_url, 60)
+    assert stored == herd.expected(60)
+    assert returned.unexpected == {}
+    shares = {name: seen.sheds / seen.requests for name, seen in returned.seen.items()}
+    assert shares["heartbeats"] > shares["prompts"] > shares["events"]
+    told = [wait for seen in returned.seen.values() for wait in seen.retry_after]
+    assert min(told) >= 1
+    assert watched.dead == []
+
+
+def test_a_flood_from_many_connections_costs_the_others_nothing(folder: Path, database_url: str) -> None:
+    with serving(folder, database_url=database_url, workers=1, device_rate=flood.RATE, burst_seconds=1) as service:
+        ids = crowd.fill(database_url, 10)
+        keys = Path(service.environment["WATCHPOST_DATA_DIR"]) / "signing-keys.json"
+        figures = flood.Figures()
+        tokens = crowd.tokens(keys, service.url, ids)
+        asyncio.run(flood.measure(figures, service.bind, ids, tokens, 1, 20 * flood.RATE))
+    assert set(figures.statuses) == {201}
+    assert set(figures.flood) == {201, 429}
+    # What it may in these seconds and at once, and a second more for a machine that lags.
+    assert figures.flood[201] <= flood.RATE * 5
+    assert figures.retry_after - {0} == {1}
