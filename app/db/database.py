@@ -86,7 +86,11 @@ def _wait_in_greenlet(gen: Any, fileno: int, seconds: float | None) -> Any:
         wanted = next(gen)
         with Timeout(seconds, psycopg.OperationalError("the server keeps silent")):
             while True:
-                hub.wait(hub.loop.io(fileno, int(wanted)))
+                watcher = hub.loop.io(fileno, int(wanted))
+                try:
+                    hub.wait(watcher)
+                finally:
+                    watcher.close()
                 # Where it waited for both, it finds out by itself which of them came.
                 wanted = gen.send(int(wanted))
     except StopIteration as end:

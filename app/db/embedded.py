@@ -248,21 +248,32 @@ def _user() -> str | None:
     """Whom the server runs as: nobody else, or a system user of its own when we are root."""
     if os.geteuid() != 0:
         return None
-    # Two useradd at a time have made it twice, and the first one's files were nobody's. A folder can be locked too.
-    users = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX)
+    if not _is_known(USER):
+        # Two useradd at a time have made it twice, and the first one's files were nobody's. A folder can be locked too.
+        users = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return pwd.getpwnam(USER).pw_name
-        except KeyError:
-            # Where daemons and cron start things, /usr/sbin is often not in the path.
-            useradd = shutil.which("useradd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-            if useradd is None:
-                raise EmbeddedError(f"PostgreSQL does not run as root: make a system user {USER}") from None
-            subprocess.run([useradd, "--system", USER], stdin=subprocess.DEVNULL, capture_output=True, check=True)
-            return pwd.getpwnam(USER).pw_name
-    finally:
-        os.close(users)
+            fcntl.flock(users, fcntl.LOCK_EX)
+            if not _is_known(USER):
+                _add_user(USER)
+        finally:
+            fcntl.flock(users, fcntl.LOCK_UN)
+            os.close(users)
+    return USER
+
+
+def _is_known(user: str) -> bool:
+    try:
+        return bool(pwd.getpwnam(user))
+    except KeyError:
+        return False
+
+
+def _add_user(user: str) -> None:
+    # Where daemons and cron start things, /usr/sbin is often not in the path.
+    useradd = shutil.which("useradd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if useradd is None:
+        raise EmbeddedError(f"PostgreSQL does not run as root: make a system user {user}")
+    subprocess.run([useradd, "--system", user], stdin=subprocess.DEVNULL, capture_output=True, check=True)
 
 
 def _own_folder(folder: Path) -> None:
