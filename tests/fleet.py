@@ -245,10 +245,14 @@ class Fleet:
             return tally
 
     def compare(self, database_url: str, *others: Fleet) -> Verdict:
-        """Compare all rows with the ledger, and with those of other fleets. database_url: of the superuser."""
+        """Compare all rows of the fleet's devices with its ledger, and with those of other fleets.
+
+        database_url: of the superuser.
+        """
         fleets = (self, *others)
         missing = {key: digest for fleet in fleets for key, digest in fleet.acknowledged.items()}
         signs = {key: sign for fleet in fleets for key, sign in fleet.signs.items()}
+        devices = [member.device.agent.device_id for fleet in fleets for member in fleet._members]
         sent = set().union(*(fleet.sent for fleet in fleets))
         verdict = Verdict(acknowledged=len(missing), unanswered=sum(fleet.unanswered for fleet in fleets))
         with psycopg.connect(database_url) as connection:
@@ -257,7 +261,8 @@ class Fleet:
                 seen: set[int] = set()
                 with connection.cursor(f"all_{table}") as cursor:
                     cursor.itersize = 5000
-                    for id_, *values in cursor.execute(f"SELECT {names} FROM {table}"):  # type: ignore[call-overload]
+                    query = f"SELECT {names} FROM {table} WHERE device_id = ANY(%s)"
+                    for id_, *values in cursor.execute(query, [devices]):  # type: ignore[call-overload]
                         digest = _digest(kind, values)
                         verdict.doubled += digest in seen
                         seen.add(digest)

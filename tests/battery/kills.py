@@ -13,16 +13,21 @@ from tests.fleet import Fleet
 
 def run(plan: Plan) -> Iterator[Finding]:
     with machine(plan.folder / "machine") as computer:
-        fleet = Fleet(computer.service)
-        for what, kill in (
-            ("kill -9 of a worker", Machine.kill_worker),
-            ("kill -9 of gunicorn's master, then a start", _master),
-            ("kill -9 of a PostgreSQL backend", Machine.kill_backend),
-            ("kill -9 of all of PostgreSQL", Machine.kill_server),
-            ("kill -9 of everything at once, then a start", _all),
-        ):
-            yield _rounds(what, plan, computer, fleet, kill)
-        yield _control(plan, computer, fleet)
+        yield from on(computer, plan)
+
+
+def on(computer: Machine, plan: Plan) -> Iterator[Finding]:
+    """The same on a machine that runs already."""
+    fleet = Fleet(computer.service)
+    for what, kill in (
+        ("kill -9 of a worker", Machine.kill_worker),
+        ("kill -9 of gunicorn's master, then a start", _master),
+        ("kill -9 of a PostgreSQL backend", Machine.kill_backend),
+        ("kill -9 of all of PostgreSQL", Machine.kill_server),
+        ("kill -9 of everything at once, then a start", _all),
+    ):
+        yield _rounds(what, plan, computer, fleet, kill)
+    yield _control(plan, computer)
 
 
 def _master(computer: Machine) -> None:
@@ -57,7 +62,7 @@ def _rounds(what: str, plan: Plan, computer: Machine, fleet: Fleet, kill: Callab
     return Finding(what, count, result if not tally.wrong else f"{result}; {tally.wrong[:3]}", is_passed)
 
 
-def _control(plan: Plan, computer: Machine, before: Fleet) -> Finding:
+def _control(plan: Plan, computer: Machine) -> Finding:
     """The same with a server that answers before it has written: a harness that finds nothing here is blind."""
     computer.set(synchronous_commit="off", wal_writer_delay="10s")
     fleet = Fleet(computer.service)
@@ -67,7 +72,7 @@ def _control(plan: Plan, computer: Machine, before: Fleet) -> Finding:
             fleet.until(plan.rows)
             computer.kill_server()
             fleet.until(1)
-    verdict = fleet.compare(computer.url, before)
+    verdict = fleet.compare(computer.url)
     count = f"{rounds} rounds, {len(fleet.acknowledged):,} rows acknowledged"
     return Finding(
         "control: the same with synchronous_commit=off", count, f"lost {verdict.lost}, as it has to", verdict.lost > 0

@@ -23,35 +23,43 @@ FAULTS = (CUT, HALF_CLOSE, SILENCE)
 
 def run(plan: Plan) -> Iterator[Finding]:
     with machine(plan.folder / "machine") as computer:
-        host, port = computer.service.bind.split(":")
-        with proxying((host, int(port))) as proxy:
-            yield _registrations(plan, computer, proxy)
-            before = Fleet(computer.service, address=proxy.address, timeout=PATIENCE)
+        yield from on(computer, plan)
+
+
+def on(computer: Machine, plan: Plan) -> Iterator[Finding]:
+    """The same on a machine that runs already."""
+    host, port = computer.service.bind.split(":")
+    with proxying((host, int(port))) as proxy:
+        yield _registrations(plan, computer, proxy)
+        before = Fleet(computer.service, address=proxy.address, timeout=PATIENCE)
+        for fault in FAULTS:
+            yield _rounds(f"agents to service: delays, {fault}", plan, computer, proxy, fault, PATIENCE + 1, before)
+    (plan.folder / "behind").mkdir(mode=0o755)
+    with proxying(str(computer.cluster / ".s.PGSQL.5432")) as proxy:
+        url = f"postgresql://postgres@{proxy.address[0]}:{proxy.address[1]}/watchpost"
+        with serving(plan.folder / "behind", database_url=url, **SETTINGS, **LIMITS) as service:
+            behind = Fleet(service)
             for fault in FAULTS:
-                yield _rounds(f"agents to service: delays, {fault}", plan, computer, proxy, fault, PATIENCE + 1, before)
-        (plan.folder / "behind").mkdir(mode=0o755)
-        with proxying(str(computer.cluster / ".s.PGSQL.5432")) as proxy:
-            url = f"postgresql://postgres@{proxy.address[0]}:{proxy.address[1]}/watchpost"
-            with serving(plan.folder / "behind", database_url=url, **SETTINGS, **LIMITS) as service:
-                behind = Fleet(service)
-                for fault in FAULTS:
-                    what = f"service to database: delays, {fault}"
-                    yield _rounds(what, plan, computer, proxy, fault, LONGEST, behind, before)
-                proxy.fault = None
+                what = f"service to database: delays, {fault}"
+                yield _rounds(what, plan, computer, proxy, fault, LONGEST, behind)
+            proxy.fault = None
 
 
 def _rounds(
-    what: str, plan: Plan, computer: Machine, proxy: Proxy, fault: str, longest: float, fleet: Fleet, *others: Fleet
+    what: str, plan: Plan, computer: Machine, proxy: Proxy, fault: str, longest: float, fleet: Fleet
 ) -> Finding:
     before, broken = len(fleet.acknowledged), proxy.broken
     fleet.fresh_tally()
     with fleet.reporting():
         for _ in range(plan.rounds):
             proxy.fault, proxy.likelihood, proxy.delay = fault, 0.01, 0.02
+            happened = proxy.broken
             fleet.until(plan.rows // 2)
+            while proxy.broken == happened:
+                fleet.until(1)
             proxy.fault, proxy.delay = None, 0.0
             fleet.until(plan.rows // 2)
-    verdict, tally = fleet.compare(computer.url, *others), fleet.tally
+    verdict, tally = fleet.compare(computer.url), fleet.tally
     happened = proxy.broken - broken
     result = f"{verdict}; longest wait {tally.longest:.1f} s, 503 {tally.answers[503]}"
     if tally.wrong:

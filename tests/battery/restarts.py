@@ -17,13 +17,18 @@ NOBODY = "ConnectionRefusedError"
 
 def run(plan: Plan) -> Iterator[Finding]:
     with machine(plan.folder / "machine") as computer:
-        fleets = [Fleet(computer.service, 10), Fleet(computer.service, 10, keep_alive=False)]
-        for what, restart, may_refuse in (
-            ("SIGHUP to the master: new workers", _replace, False),
-            ("SIGTERM to a worker", _end_worker, False),
-            ("SIGTERM to the master, then a start", _restart, True),
-        ):
-            yield _rounds(what, plan, computer, fleets, restart, may_refuse)
+        yield from on(computer, plan)
+
+
+def on(computer: Machine, plan: Plan) -> Iterator[Finding]:
+    """The same on a machine that runs already."""
+    fleets = [Fleet(computer.service, 10), Fleet(computer.service, 10, keep_alive=False)]
+    for what, restart, may_refuse in (
+        ("SIGHUP to the master: new workers", _replace, False),
+        ("SIGTERM to a worker", _end_worker, False),
+        ("SIGTERM to the master, then a start", _restart, True),
+    ):
+        yield _rounds(what, plan, computer, fleets, restart, may_refuse)
 
 
 def _replace(computer: Machine) -> None:

@@ -37,16 +37,21 @@ class Size:
 
 def run(plan: Plan) -> Iterator[Finding]:
     with machine(plan.folder / "machine") as computer:
-        fleet = Fleet(computer.service, rate=RATE)
-        seconds = plan.minutes * 60
-        with fleet.reporting(), _misbehaving(computer):
-            fleet.until(plan.rows)
-            time.sleep(min(LONGEST_WARM_UP, WARM_UP * seconds))
-            before, workers = _sizes(computer), computer.workers()
-            time.sleep(max(0.0, seconds - min(LONGEST_WARM_UP, WARM_UP * seconds)))
-            after = _sizes(computer)
-            is_same = workers == computer.workers()
-        verdict = fleet.compare(computer.url)
+        yield from on(computer, plan)
+
+
+def on(computer: Machine, plan: Plan) -> Iterator[Finding]:
+    """The same on a machine that runs already."""
+    fleet = Fleet(computer.service, rate=RATE)
+    seconds = plan.minutes * 60
+    with fleet.reporting(), _misbehaving(computer):
+        fleet.until(plan.rows)
+        time.sleep(min(LONGEST_WARM_UP, WARM_UP * seconds))
+        before, workers = _sizes(computer), computer.workers()
+        time.sleep(max(0.0, seconds - min(LONGEST_WARM_UP, WARM_UP * seconds)))
+        after = _sizes(computer)
+        is_same = workers == computer.workers()
+    verdict = fleet.compare(computer.url)
     yield Finding(
         f"{plan.minutes:g} minutes of load",
         f"{fleet.stored.total():,} rows acknowledged, {sum(fleet.tally.answers.values()):,} answers",
