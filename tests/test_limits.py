@@ -17,8 +17,9 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from app import Watchpost, create_app
+from app import Watchpost, create_app, problems
 from app.db import embedded
+from app.limits import EVENTS, HEARTBEATS, REPORTS, Capacity
 from config.settings import Settings
 from tests.agent import Agent
 from tests.conftest import TOKEN_ENDPOINT
@@ -246,6 +247,35 @@ def test_a_full_worker_refuses_heartbeats_first_then_prompts_and_takes_complianc
     assert post("/api/devices/heartbeat", {"device_id": device.device_id}).status_code == 200
     assert rows("SELECT count(*) AS n FROM prompts") == [{"n": 8}]
     assert rows("SELECT count(*) AS n FROM compliance_events") == [{"n": 2}]
+
+
+def test_a_worker_that_is_late_takes_as_many_of_those_who_wait_as_it_has_places_and_events_last() -> None:
+    capacity = Capacity(10)
+    # Nobody notes that a new turn begins: this one lasts, as it does when thousands are ready at once.
+    capacity._is_watched, capacity._turn_began = True, time.monotonic() - 1
+    taken, refused = [], []
+    for share in (HEARTBEATS, REPORTS, EVENTS):
+        for _ in range(20):
+            try:
+                capacity.take(share, 1)
+            except problems.Problem as problem:
+                refused.append(problem)
+            else:
+                taken.append(share)
+                capacity.give_back(1)
+    assert taken == [HEARTBEATS] * 5 + [REPORTS] * 3 + [EVENTS] * 2
+    assert {problem.status for problem in refused} == {503}
+    # Nobody waits longer than it takes to serve all who were refused, at the pace of just now.
+    assert {int(problem.headers["Retry-After"]) for problem in refused} <= set(range(2, 9))
+    capacity._is_watched = False
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            capacity.take(HEARTBEATS, 1)
+            break
+        except problems.Problem:
+            assert time.monotonic() < deadline, "the watch does not see that a new turn has begun"
+            time.sleep(0.01)
 
 
 @with_limits(connections=2)
