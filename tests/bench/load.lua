@@ -76,7 +76,38 @@ function init(arguments)
         .. "\r\nContent-Type: application/json\r\nAuthorization: Bearer "
 end
 
+-- The pieces of a batch's items, with what they have in common filled in.
+local function pieces_for(values)
+    local merged, run = {}, ""
+    for _, piece in ipairs(pieces) do
+        local text = type(piece) == "table" and values[piece.name] or piece
+        if type(text) == "table" then
+            table.insert(merged, run)
+            table.insert(merged, text)
+            run = ""
+        else
+            run = run .. text
+        end
+    end
+    table.insert(merged, run)
+    return merged
+end
+
 local filled = {}
+local function item_of(merged)
+    bodies = bodies + 1
+    local uuid = string.format("%s-%s-4000-8000-%012x", seed:sub(1, 8), seed:sub(9, 12), bodies)
+    for position = 1, #merged do
+        local piece = merged[position]
+        if type(piece) == "table" then
+            filled[position] = piece.name == "uuid" and uuid or string.format("%s-%d", seed, bodies)
+        else
+            filled[position] = piece
+        end
+    end
+    return table.concat(filled, "", 1, #merged)
+end
+
 local function body_of(index)
     bodies = bodies + 1
     local values = {
@@ -99,11 +130,16 @@ function request()
     if items == 0 then
         body = body_of(turn)
     else
+        local merged = pieces_for({
+            device = devices[turn],
+            instance = instances[turn],
+            time = string.format("%d", math.floor(microseconds(REALTIME) / 1000)),
+        })
         local parts = {}
         for item = 1, items do
-            parts[item] = '{"type":"prompt","body":' .. body_of(turn) .. "}"
+            parts[item] = item_of(merged)
         end
-        body = '{"items":[' .. table.concat(parts, ",") .. "]}"
+        body = '{"items":[{"type":"prompt","body":' .. table.concat(parts, '},{"type":"prompt","body":') .. "}]}"
     end
     if verified then
         sent = sent + 1
