@@ -230,6 +230,9 @@ class Bench:
                     "growth", crowded, "device-heartbeat", 16, url=crowd, tokens=tokens[many]
                 ),
                 "prompt-at-0": self.target("growth", self.home, "prompt", 16, **few),
+                f"prompt-at-{many}-devices": self.target(
+                    "growth", crowded, "prompt", 16, url=crowd, tokens=tokens[many]
+                ),
                 f"prompt-at-{stored}": self.target("growth", archived, "prompt", 16, url=archive, since=True, **few),
             }
             say("growth: warming up")

@@ -147,8 +147,8 @@ def _growth(found: dict[str, Any] | None) -> Iterator[str]:
             _median(figures["wal_bytes_per_row"], 0),
         )
     yield ""
-    names = list(results)
-    for few, many in (names[:2], names[2:]):
+    heartbeat, heartbeat_many, prompt, prompt_many, prompt_stored = results
+    for few, many in ((heartbeat, heartbeat_many), (prompt, prompt_many), (prompt, prompt_stored)):
         ratios = {
             label: _ratio(results[many], results[few], name)
             for label, name in (
