@@ -131,9 +131,26 @@ def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
     with psycopg.connect(database_url) as blocker:
         blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
         assert is_unavailable(client.post("/api/prompt", json=prompt(device), headers=headers))
+        assert is_unavailable(client.get("/readyz"))
+        assert client.get("/livez").status_code == 200
         blocker.rollback()
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 0}]
     assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
+def test_a_batch_that_could_not_be_stored_is_seen_by_readiness_until_one_is_stored(
+    client: FlaskClient, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
+    batch = {"items": [{"type": "prompt", "body": prompt(device)}]}
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        assert is_unavailable(client.post("/api/batch", json=batch, headers=headers))
+        assert is_unavailable(client.get("/readyz"))
+        blocker.rollback()
+    assert client.post("/api/batch", json=batch, headers=headers).json["results"][0]["status"] == 201
+    assert client.get("/readyz").status_code == 200
 
 
 def test_a_full_pool_is_503(settings: Settings, device: Agent, headers: dict[str, str], database_url: str) -> None:

@@ -48,6 +48,9 @@ BEHIND = {"42P01", "42703"}
 # How often a race may be lost, and how many passes a set may take while others change what it looks at.
 MOST_RACES = 4
 MOST_PASSES = 8
+# How long a kind that could not be stored counts as failing when nobody tries again: whoever watches readiness may have
+# sent everybody elsewhere, and waits for it to return.
+FAILING_SECONDS = 4
 
 
 def dumps(rows: list[Row]) -> str:
@@ -112,6 +115,8 @@ class Database:
         self._pid = 0
         self._opening = threading.Lock()
         self._shared: dict[str, SharedCommit[Row, Row]] = {}
+        # When each kind could last not be stored, and has not been since.
+        self._failed: dict[str, float] = {}
 
     def run(self, statement: Statement, **parameters: Any) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows, after the commit."""
@@ -168,11 +173,18 @@ class Database:
             answers = self._reliably(together)
         except problems.Problem as problem:
             if problem.status == 503:
+                self._failed.update((write.type, time.monotonic()) for write, _ in sets)
                 raise
             answers = self._reliably(apart)
         for (write, _), set_ in zip(sets, answers, strict=True):
+            self._failed.pop(write.type, None)
             metrics.stored(write.type, [row["outcome"] if isinstance(row, dict) else "failed" for row in set_])
         return answers
+
+    def is_failing(self) -> bool:
+        """Whether rows of a kind could not be stored a moment ago for want of the database, and none has been since."""
+        since = time.monotonic() - FAILING_SECONDS
+        return any(at > since for at in list(self._failed.values()))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -183,9 +195,12 @@ class Database:
         """Store rows together; if that fails for a fault of one of them, one by one."""
         try:
             stored = self._reliably(lambda connection: self._outcomes(connection, write, rows))
+            self._failed.pop(write.type, None)
             metrics.stored(write.type, [row["outcome"] for row in stored])
             return list(stored)
         except problems.Problem as problem:
+            if problem.status == 503:
+                self._failed[write.type] = time.monotonic()
             if len(rows) == 1 or problem.status == 503:
                 return [problem] * len(rows)
         answers: list[Row | Exception] = []

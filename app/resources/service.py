@@ -31,7 +31,7 @@ def livez() -> Any:
 @blp.route("/readyz")
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
-    """Say whether the database can be reached, takes writes and has the newest schema."""
+    """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
     pending = _pending()
     if pending:
         raise problems.Problem(
@@ -63,9 +63,9 @@ def read_metrics() -> Response:
 
 
 def _pending() -> int:
-    """How many migrations are not applied. Raises Problem 503, also when the database takes no writes."""
+    """How many migrations are not applied. Raises Problem 503, also when the database stores nothing."""
     rows = db.run(SELECT_MIGRATIONS)
-    if any(row["is_read_only"] for row in rows):
+    if db.is_failing() or any(row["is_read_only"] for row in rows):
         raise problems.unavailable()
     applied = {row["migration_id"] for row in rows}
     return sum(name not in applied for name in migrations.names())

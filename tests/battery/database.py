@@ -34,14 +34,15 @@ Trouble = Callable[[Machine], AbstractContextManager[None]]
 def run(plan: Plan) -> Iterator[Finding]:
     with machine(plan.folder / "machine", **LIMITS) as computer:
         fleet = Fleet(computer.service, DEVICES, LINES)
-        for what, trouble, is_ready in (
-            ("a table is locked", _locked, True),
-            ("statements take too long", _slow, True),
-            ("all connections are taken", _full_of_connections, False),
-            ("read-only, as after a failover", _read_only, False),
-            ("silent: SIGSTOP of all of PostgreSQL", _silent, False),
+        for what, trouble, seconds in (
+            ("a table is locked", _locked, 4),
+            ("statements take too long", _slow, 4),
+            ("all connections are taken", _full_of_connections, 4),
+            ("read-only, as after a failover", _read_only, 4),
+            # Longer than it takes to find out that nothing answers.
+            ("silent: SIGSTOP of all of PostgreSQL", _silent, 8),
         ):
-            yield _rounds(what, plan, computer, fleet, trouble, is_ready)
+            yield _rounds(what, plan, computer, fleet, trouble, seconds)
     yield _disk_full(plan)
 
 
@@ -70,13 +71,15 @@ def _full_of_connections(computer: Machine) -> Iterator[None]:
     ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'watchpost_writer'"
     reader = computer.url.replace("postgres@", "watchpost_reader@")
     with psycopg.connect(computer.url, autocommit=True) as admin, contextlib.ExitStack() as stack:
-        while True:
+        quiet = 0
+        while quiet < 3:
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
                     stack.enter_context(contextlib.closing(psycopg.connect(reader)))
             # Those of the service are in use as well: whoever is faster gets what becomes free.
-            if not admin.execute(ours).fetchall():
-                break
+            quiet = 0 if admin.execute(ours).fetchall() else quiet + 1
+            # One that is just being made is in nobody's list yet.
+            time.sleep(0.1)
         yield
 
 
@@ -148,10 +151,7 @@ def _watching(computer: Machine) -> Iterator[Watch]:
         watch.join(60)
 
 
-def _rounds(
-    what: str, plan: Plan, computer: Machine, fleet: Fleet, trouble: Trouble, is_ready: bool, seconds: float = 4
-) -> Finding:
-    """is_ready: whether /readyz may stay green, since the database is there for other requests."""
+def _rounds(what: str, plan: Plan, computer: Machine, fleet: Fleet, trouble: Trouble, seconds: float = 4) -> Finding:
     before, slowest, red = len(fleet.acknowledged), 0.0, 0
     fleet.fresh_tally()
     with _watching(computer) as watch, fleet.reporting():
@@ -185,7 +185,7 @@ def _rounds(
         and _is_bounded(tally)
         and slowest < RECOVERY
         and not watch.dead
-        and (is_ready or red == plan.rounds)
+        and red == plan.rounds
         and watch.memory < MOST_MEMORY
         and watch.threads <= MOST_THREADS,
     )
@@ -211,7 +211,7 @@ def _disk_full(plan: Plan) -> Finding:
     try:
         computer = Machine(folder, **LIMITS)
         try:
-            return _rounds(what, plan, computer, Fleet(computer.service, DEVICES, LINES), _full, True)
+            return _rounds(what, plan, computer, Fleet(computer.service, DEVICES, LINES), _full)
         finally:
             computer.kill_what_is_left()
     finally:
