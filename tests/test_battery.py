@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.battery import Plan, clocks, kills, network, restarts, soak
+from tests.battery import Plan, clocks, kills, network, power, restarts, soak
 from tests.battery.machine import machine
 
 
@@ -29,3 +29,10 @@ def test_what_the_battery_finds_is_as_it_has_to_be(folder: Path) -> None:
             findings = list(chapter.on(computer, plan))
             assert findings
             assert [finding for finding in findings if finding.passed is False] == []
+
+
+def test_a_power_failure_loses_nothing_that_was_acknowledged(folder: Path) -> None:
+    findings = list(power.run(Plan(rounds=1, minutes=0, folder=folder, rows=50)))
+    if findings[0].passed is None:
+        pytest.skip(findings[0].result)
+    assert [finding for finding in findings if not finding.passed] == []

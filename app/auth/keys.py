@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from joserfc.jwk import ECKey, Key, KeySet, OKPKey, RSAKey
 
+from app.files import sync
+
 # One algorithm for each key type: what a token says of itself never chooses.
 SIGNING_ALGORITHM = "ES256"
 LONGEST_PEM = 2000
@@ -194,13 +196,14 @@ class SigningKeys:
             fresh.unlink(missing_ok=True)
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump({"keys": keys}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
                 if os.geteuid() == 0:
                     # Root rotates the keys of a service that runs as somebody else.
                     owner = os.stat(self.path if self.path.exists() else self.path.parent)
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            # Tokens that were given out are worth nothing without the key.
+            sync(fresh)
             fresh.replace(self.path)
+            sync(self.path.parent)
             return keys
 
     @contextlib.contextmanager

@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 import psycopg
 
+from app.files import sync
 from config.settings import load
 
 log = logging.getLogger(__name__)
@@ -176,9 +177,13 @@ def _start(cluster: Path, extra_configuration: str) -> None:
         _run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres", "-D", str(fresh))
         with open(fresh / "postgresql.conf", "a") as configuration:
             configuration.write("include = 'watchpost.conf'\n")
+        # initdb has synced what it made; the server syncs what it writes, but neither its configuration nor its folder.
+        sync(fresh / "postgresql.conf")
         if cluster.exists():
             cluster.rmdir()
         fresh.rename(cluster)
+        sync(cluster.parent)
+        sync(cluster.parent.parent)
     _refuse_files_of_another_version(cluster)
     sockets = "'" + str(_socket_folder(cluster)).replace("'", "''") + "'"
     (cluster / "watchpost.conf").write_text(
@@ -187,6 +192,7 @@ def _start(cluster: Path, extra_configuration: str) -> None:
     )
     (cluster / "watchpost.conf").chmod(0o644)
     deadline = time.monotonic() + START_SECONDS
+    said = None
     while True:
         try:
             if not _is_up(cluster):
@@ -197,9 +203,12 @@ def _start(cluster: Path, extra_configuration: str) -> None:
             # It may be up, and yet recover from a crash or shut down.
             _create_database(url(str(cluster.parent)))
             return
-        except (EmbeddedError, psycopg.OperationalError):
+        except (EmbeddedError, psycopg.OperationalError) as error:
             if time.monotonic() > deadline:
                 raise
+            if said != explain(error):
+                said = explain(error)
+                log.warning("the database does not start yet", extra={"fields": {"error": said}})
             time.sleep(0.2)
 
 

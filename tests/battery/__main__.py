@@ -18,6 +18,7 @@ from tests.battery import Finding, Plan
 # In this order; each is a module beside this one.
 CHAPTERS: tuple[str, ...] = (
     "kills",
+    "power",
     "restarts",
     "database",
     "network",

@@ -26,7 +26,7 @@ def on(computer: Machine, plan: Plan) -> Iterator[Finding]:
         ("kill -9 of all of PostgreSQL", Machine.kill_server),
         ("kill -9 of everything at once, then a start", _all),
     ):
-        yield _rounds(what, plan, computer, fleet, kill)
+        yield rounds(what, plan, computer, fleet, kill)
     yield _control(plan, computer)
 
 
@@ -40,7 +40,8 @@ def _all(computer: Machine) -> None:
     computer.start()
 
 
-def _rounds(what: str, plan: Plan, computer: Machine, fleet: Fleet, kill: Callable[[Machine], None]) -> Finding:
+def rounds(what: str, plan: Plan, computer: Machine, fleet: Fleet, kill: Callable[[Machine], None]) -> Finding:
+    """kill: returns when what it killed has been started, or is starting, again."""
     before, longest = len(fleet.acknowledged), 0.0
     fleet.fresh_tally()
     with fleet.reporting():
