@@ -176,11 +176,19 @@ class Bench:
                 self.stage.control.execute("CHECKPOINT")
                 self._touch(connection, heard, fleet)
                 before = self._settled(connection, target.table, before, fleet)
+                wal = measure.wal_statistics(connection)
                 result = self.measure(target, limit=fleet, checkpoint=False)
                 total, hot = measure.updates_after(connection, target.table, before, result.rows)
-                found[kind] = result.figures | {"hot_share": hot / total, "heartbeats": total}
-                share = f"{hot / total:.2%} HOT"
-                say(f"heartbeat-wal: {kind}: {result.wal_bytes / result.rows:.0f} bytes of WAL a heartbeat, {share}")
+                # Reported together with the updates.
+                written = {
+                    f"{name}_per_heartbeat": (after - wal[name]) / total
+                    for name, after in measure.wal_statistics(connection).items()
+                }
+                found[kind] = result.figures | written | {"hot_share": hot / total, "heartbeats": total}
+                say(
+                    f"heartbeat-wal: {kind}: {result.wal_bytes / result.rows:.0f} bytes of WAL a heartbeat, "
+                    f"{written['wal_bytes_per_heartbeat']:.0f} by pg_stat_wal, {hot / total:.2%} HOT"
+                )
         return found
 
     def _settled(

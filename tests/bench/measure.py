@@ -385,6 +385,14 @@ def updates_after(
     return since
 
 
+def wal_statistics(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """What the server says of all WAL so far: bytes, records, page images. Its processes report behind time."""
+    query = "SELECT wal_bytes::bigint, wal_records, wal_fpi FROM pg_stat_wal"
+    answer = connection.execute(query).fetchone()
+    assert answer is not None
+    return dict(zip(("wal_bytes", "wal_records", "wal_page_images"), answer, strict=True))
+
+
 def machine(tools: Tools, stage: Stage) -> dict[str, Any]:
     """What the numbers belong to."""
     from importlib.metadata import version

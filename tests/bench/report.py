@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 NOT_MEASURED = """\
@@ -84,27 +85,39 @@ def _ratios(contenders: dict[str, Any]) -> Iterator[str]:
         ("peer-prompt-64", "pgbench-16"),
     ]
     pairs = [pair for pair in pairs if set(pair) <= set(contenders)]
-    if not pairs:
-        return
-    yield "### Ratios"
-    yield ""
-    yield "| | rows/s | least..most by round | p50 | p99 | CPU of web and PG a row |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    if pairs:
+        yield "### Ratios"
+        yield ""
+        yield from _pairs(contenders, pairs)
+
+
+def _pairs(results: dict[str, Any], pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A ratio of medians, and the median, least and most of those of the rounds, which the machine's moods share."""
+    yield "| | rows/s | by round | p50 | p99 | CPU of web and PG a row | by round |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for first, second in pairs:
-        one, other = contenders[first], contenders[second]
-        by_round = [
-            mine["rows_per_second"] / theirs["rows_per_second"]
-            for mine, theirs in zip(one["rounds"], other["rounds"], strict=True)
+        one, other = results[first], results[second]
+        has_web = "pgbench" not in first + second
+        rounds = list(zip(one["rounds"], other["rounds"], strict=True))
+        rates = [mine["rows_per_second"] / theirs["rows_per_second"] for mine, theirs in rounds]
+        costs = [_cpu(mine) / _cpu(theirs) for mine, theirs in rounds if has_web and _cpu(theirs)]
+        medians = [
+            {name: figure["median"] for name, figure in each["spread"].items() if figure} for each in (one, other)
         ]
         yield _row(
             f"{first} : {second}",
             f"{_ratio(one, other, 'rows_per_second'):.2f}",
-            f"{min(by_round):.2f}..{max(by_round):.2f}",
+            _of_rounds(rates),
             f"{_ratio(one, other, 'p50_ms'):.2f}",
             f"{_ratio(one, other, 'p99_ms'):.2f}",
-            f"{_cpu(one) / _cpu(other):.2f}" if _cpu(other) else "",
+            f"{_cpu(medians[0]) / _cpu(medians[1]):.2f}" if costs else "",
+            _of_rounds(costs),
         )
     yield ""
+
+
+def _of_rounds(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})" if ratios else ""
 
 
 def _heartbeats(found: dict[str, Any] | None) -> Iterator[str]:
@@ -112,8 +125,8 @@ def _heartbeats(found: dict[str, Any] | None) -> Iterator[str]:
         return
     yield f"### Heartbeats: WAL between checkpoints, {found['devices']:,} devices, one heartbeat of each"
     yield ""
-    yield "| heartbeat | WAL bytes | without page images | HOT | heartbeats |"
-    yield "|---|--:|--:|--:|--:|"
+    yield "| heartbeat | WAL bytes | without page images | by pg_stat_wal | records | HOT | heartbeats |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for name, figures in found.items():
         if name != "devices":
             bare = figures["wal_bytes_per_row_without_page_images"]
@@ -121,6 +134,8 @@ def _heartbeats(found: dict[str, Any] | None) -> Iterator[str]:
                 name,
                 f"{figures['wal_bytes_per_row']:.0f}",
                 "" if bare is None else f"{bare:.0f}",
+                f"{figures['wal_bytes_per_heartbeat']:.0f}",
+                f"{figures['wal_records_per_heartbeat']:.2f}",
                 f"{figures['hot_share']:.2%}",
                 f"{figures['heartbeats']:,}",
             )
@@ -148,17 +163,8 @@ def _growth(found: dict[str, Any] | None) -> Iterator[str]:
         )
     yield ""
     heartbeat, heartbeat_many, prompt, prompt_many, prompt_stored = results
-    for few, many in ((heartbeat, heartbeat_many), (prompt, prompt_many), (prompt, prompt_stored)):
-        ratios = {
-            label: _ratio(results[many], results[few], name)
-            for label, name in (
-                ("rows/s", "rows_per_second"),
-                ("p50", "p50_ms"),
-                ("PG CPU a row", "pg_cpu_s_per_1000_rows"),
-            )
-        }
-        yield f"- {many} : {few}: " + ", ".join(f"{label} {value:.2f}" for label, value in ratios.items())
-    yield ""
+    pairs = ((heartbeat_many, heartbeat), (prompt_many, prompt), (prompt_stored, prompt))
+    yield from _pairs(results, pairs)
 
 
 def _memory(found: dict[str, Any] | None) -> Iterator[str]:
@@ -201,6 +207,5 @@ def _ratio(one: dict[str, Any], other: dict[str, Any], name: str) -> float:
     return float(one["spread"][name]["median"] / divisor) if divisor else float("nan")
 
 
-def _cpu(contender: dict[str, Any]) -> float:
-    names = ("web_cpu_s_per_1000_rows", "pg_cpu_s_per_1000_rows")
-    return float(sum(contender["spread"][name]["median"] for name in names))
+def _cpu(figures: dict[str, float]) -> float:
+    return figures["web_cpu_s_per_1000_rows"] + figures["pg_cpu_s_per_1000_rows"]
