@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.resources import files
@@ -12,6 +13,7 @@ import marshmallow as ma
 import yaml
 from flask import Blueprint, Flask, Response, send_from_directory
 from flask_smorest import Api as SmorestApi
+from flask_smorest import Blueprint as SmorestBlueprint
 from flask_smorest.utils import deepupdate
 
 from app import problems, scopes
@@ -127,6 +129,31 @@ class Api(SmorestApi):
 
     DEFAULT_ERROR_RESPONSE_NAME = None
     ERROR_SCHEMA = problems.ProblemSchema
+
+    def __init__(self, app: Flask) -> None:
+        self._described: Any = None
+        self._undescribed: list[SmorestBlueprint] = []
+        self._describing = threading.Lock()
+        super().__init__(app)
+
+    def register_blueprint(self, blp: SmorestBlueprint) -> None:
+        """Register a blueprint. It is described when somebody asks: that takes longer than all else of a start."""
+        self._app.extensions["flask-smorest"]["blp_name_to_api"][blp.name] = self
+        self._app.register_blueprint(blp)
+        self._undescribed.append(blp)
+
+    @property
+    def spec(self) -> Any:
+        with self._describing:
+            for blp in self._undescribed:
+                blp.register_views_in_doc(self, self._app, self._described, name=blp.name, parameters=None)
+                self._described.tag({"name": blp.name, "description": blp.description})
+            self._undescribed.clear()
+        return self._described
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        self._described = value
 
     def _register_error_handlers(self) -> None:
         """Errors are app.problems' business."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from app.db import embedded, migrations
 from app.db.statements import statement
@@ -26,16 +23,6 @@ from tests.test_service import prompt, registered
 
 # The machine does not crash meanwhile.
 QUICK = "fsync = off\nautovacuum = off\n"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="wp-"))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_block(name: str, as_server: bool, **variables: str) -> None:

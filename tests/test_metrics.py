@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import signal
-import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,6 @@ import pytest
 from app import create_app
 from tests.agent import Agent
 from tests.service import Service, serving
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="wp-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(service: Service, token: str) -> str:

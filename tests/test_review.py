@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,24 +115,19 @@ def test_the_embedded_server_is_set_as_a_server_is_to_be(rows: Any) -> None:
 
 
 @pytest.fixture
-def with_statistics(monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
+def with_statistics(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[psycopg.Connection[Any]]:
     """A server that has pg_stat_statements: this run's, or else Debian's PostgreSQL 15."""
     # The package that the embedded server comes from has no extensions.
     if not load().postgresql_programs:
         if not (DEBIAN_15 / "postgres").exists():
             pytest.skip("needs the contrib modules of PostgreSQL, as Debian's postgresql-15 has them")
         monkeypatch.setenv("WATCHPOST_POSTGRESQL_PROGRAMS", str(DEBIAN_15))
-    folder = Path(tempfile.mkdtemp(prefix="wp-"))
-    folder.chmod(0o755)
-    try:
-        preload = "shared_preload_libraries = 'pg_stat_statements'\nfsync = off\n"
-        with embedded.running(str(folder), preload) as url:
-            migrations.apply(url)
-            with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-                connection.execute("CREATE EXTENSION pg_stat_statements")
-                yield connection
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    preload = "shared_preload_libraries = 'pg_stat_statements'\nfsync = off\n"
+    with embedded.running(str(folder), preload) as url:
+        migrations.apply(url)
+        with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+            yield connection
 
 
 def test_statistics_name_the_files(with_statistics: psycopg.Connection[Any]) -> None:

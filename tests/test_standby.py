@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -59,31 +57,26 @@ def ask(url: str, query: str) -> Any:
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    folder = Path(tempfile.mkdtemp(prefix="wp-"))
-    folder.chmod(0o755)
-    try:
-        with embedded.running(str(folder / "primary"), PRIMARY) as primary:
-            # Roles and schema, before anything waits for the standby.
-            migrations.apply(primary)
-            host = psycopg.conninfo.conninfo_to_dict(primary)["host"]
-            copy = folder / "standby" / "postgresql"
-            copy.parent.mkdir(mode=0o755)
-            embedded._own_folder(copy)
-            embedded._run(
-                *("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(copy)),
-                *("-d", f"host={host} user=postgres application_name={NAME}"),
-            )
-            # The primary's socket lies among its files, and was copied with them.
-            (copy / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
-            with embedded.running(str(folder / "standby"), "hot_standby = on\n") as standby:
-                # From here on a commit is answered when the standby has it too.
-                ask(primary, f"ALTER SYSTEM SET synchronous_standby_names = '{NAME}'")
-                ask(primary, "SELECT pg_reload_conf()")
-                wait_for(lambda: ask(primary, "SELECT sync_state FROM pg_stat_replication") == "sync")
-                yield Pair(folder, primary, standby)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def pair(folder: Path) -> Iterator[Pair]:
+    with embedded.running(str(folder / "primary"), PRIMARY) as primary:
+        # Roles and schema, before anything waits for the standby.
+        migrations.apply(primary)
+        host = psycopg.conninfo.conninfo_to_dict(primary)["host"]
+        copy = folder / "standby" / "postgresql"
+        copy.parent.mkdir(mode=0o755)
+        embedded._own_folder(copy)
+        embedded._run(
+            *("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(copy)),
+            *("-d", f"host={host} user=postgres application_name={NAME}"),
+        )
+        # The primary's socket lies among its files, and was copied with them.
+        (copy / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
+        with embedded.running(str(folder / "standby"), "hot_standby = on\n") as standby:
+            # From here on a commit is answered when the standby has it too.
+            ask(primary, f"ALTER SYSTEM SET synchronous_standby_names = '{NAME}'")
+            ask(primary, "SELECT pg_reload_conf()")
+            wait_for(lambda: ask(primary, "SELECT sync_state FROM pg_stat_replication") == "sync")
+            yield Pair(folder, primary, standby)
 
 
 class Writer(threading.Thread):

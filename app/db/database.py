@@ -40,8 +40,8 @@ Run = Callable[..., list[Row]]
 GONE = {"57P01", "57P02", "57P03", "25006"}
 # Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
 RACES = {"40001", "40P01", "23505"}
-# The server is there but can't do it now: full of connections, disk, memory or locks, or too slow.
-BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05"}
+# The server is there but can't do it now: full of connections, disk, memory or locks, too slow, or its disk fails.
+BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05", "58000", "58030", "58P01"}
 # Its schema is older than this code: migrations are pending.
 BEHIND = {"42P01", "42703"}
 

@@ -77,9 +77,12 @@ def _full_of_connections(computer: Machine) -> Iterator[None]:
                 while True:
                     stack.enter_context(contextlib.closing(psycopg.connect(reader)))
             # Those of the service are in use as well: whoever is faster gets what becomes free.
-            quiet = 0 if admin.execute(ours).fetchall() else quiet + 1
-            # One that is just being made is in nobody's list yet.
-            time.sleep(0.1)
+            if admin.execute(ours).fetchall():
+                quiet = 0
+            else:
+                # One that is just being made is in nobody's list yet.
+                quiet += 1
+                time.sleep(0.1)
         yield
 
 

@@ -12,7 +12,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from tests.battery import Finding, Plan, kills
@@ -24,7 +24,7 @@ SHUTDOWN, WITHOUT_THE_JOURNAL = 0x8004587D, 2
 IMAGE_BYTES = 2**30
 
 
-def run(plan: Plan) -> Iterator[Finding]:
+def run(plan: Plan) -> Generator[Finding, None, None]:
     what = "power failure: all that was not synced is gone"
     try:
         disk = Disk(plan.folder)
