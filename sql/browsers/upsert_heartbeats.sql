@@ -87,5 +87,7 @@ SELECT
     stored.created_at,
     stored.last_seen
 FROM known
-LEFT JOIN merged ON known.instance_id = merged.instance_id AND known.device_id = merged.device_id
-LEFT JOIN stored ON merged.instance_id = stored.instance_id;
+-- Full, though known has a row for each of theirs: the planner takes the set for one row, and would look through all of
+-- them again for each of a thousand. Full joins are hashed or merged.
+FULL JOIN merged ON known.instance_id = merged.instance_id AND known.device_id = merged.device_id
+FULL JOIN stored ON merged.instance_id = stored.instance_id;

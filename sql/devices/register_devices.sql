@@ -34,6 +34,8 @@ enrollment AS (
 
 -- Looked up apart: an outer join with a table that is spread over machines would fetch all of it. Materialized, here
 -- and below, since the planner takes the set for one row and would run what it joins again for each of five hundred.
+-- For the same reason what is joined in memory is joined in full, though the left side has a row for each of the right:
+-- full joins are hashed or merged, others would look through all rows again for each.
 same_device AS MATERIALIZED (
     SELECT
         given.ord,
@@ -77,10 +79,10 @@ judged AS (
             row_number() OVER (PARTITION BY given.key_thumbprint ORDER BY given.ord)
         ) AS turn
     FROM given
-    LEFT JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
     LEFT JOIN enrollments AS enrollment_before ON given.enrollment_id = enrollment_before.enrollment_id
-    LEFT JOIN same_device ON given.ord = same_device.ord
-    LEFT JOIN same_key ON given.ord = same_key.ord
+    FULL JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
+    FULL JOIN same_device ON given.ord = same_device.ord
+    FULL JOIN same_key ON given.ord = same_key.ord
 ),
 
 queued AS (
@@ -123,14 +125,20 @@ stored AS (
     RETURNING d.device_id, d.registered_at, d.xmax = 0 AS inserted
 ),
 
+decided AS MATERIALIZED (
+    SELECT
+        queued.*,
+        stored.registered_at AS stored_at,
+        stored.inserted
+    FROM queued
+    FULL JOIN stored ON queued.device_id = stored.device_id
+),
+
 -- Uses that were meant for devices which another session registered meanwhile.
 vacant AS MATERIALIZED (
-    SELECT DISTINCT queued.enrollment_id
-    FROM queued
-    LEFT JOIN stored ON queued.device_id = stored.device_id
-    WHERE
-        queued.turn = 1 AND queued.verdict = 'new' AND queued.place <= queued.uses_left
-        AND stored.inserted IS DISTINCT FROM TRUE
+    SELECT DISTINCT enrollment_id
+    FROM decided
+    WHERE turn = 1 AND verdict = 'new' AND place <= uses_left AND inserted IS DISTINCT FROM TRUE
 ),
 
 spent AS (
@@ -138,12 +146,11 @@ spent AS (
     SET uses = enrollments.uses + taken.uses
     FROM (
         SELECT
-            queued.enrollment_id,
+            enrollment_id,
             count(*) AS uses
-        FROM queued
-        INNER JOIN stored ON queued.device_id = stored.device_id
-        WHERE queued.turn = 1 AND queued.verdict = 'new' AND stored.inserted
-        GROUP BY queued.enrollment_id
+        FROM decided
+        WHERE turn = 1 AND verdict = 'new' AND inserted
+        GROUP BY enrollment_id
     ) AS taken
     WHERE enrollments.enrollment_id = taken.enrollment_id
 ),
@@ -170,17 +177,16 @@ noticed AS (
 )
 
 SELECT
-    queued.ord,
+    decided.ord,
     CASE
-        WHEN queued.verdict NOT IN ('known', 'new') THEN queued.verdict
-        WHEN queued.turn > 1 AND queued.verdict = 'new' THEN NULL
-        WHEN queued.verdict = 'new' AND queued.place > queued.uses_left
-            THEN CASE WHEN queued.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
-        WHEN stored.device_id IS NULL THEN NULL
-        WHEN stored.inserted THEN 'created'
+        WHEN decided.verdict NOT IN ('known', 'new') THEN decided.verdict
+        WHEN decided.turn > 1 AND decided.verdict = 'new' THEN NULL
+        WHEN decided.verdict = 'new' AND decided.place > decided.uses_left
+            THEN CASE WHEN decided.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
+        WHEN decided.inserted IS NULL THEN NULL
+        WHEN decided.inserted THEN 'created'
         ELSE 'updated'
     END AS outcome,
-    stored.registered_at
-FROM queued
-LEFT JOIN stored ON queued.device_id = stored.device_id
-LEFT JOIN vacant ON queued.enrollment_id = vacant.enrollment_id;
+    decided.stored_at AS registered_at
+FROM decided
+FULL JOIN vacant ON decided.enrollment_id = vacant.enrollment_id;
