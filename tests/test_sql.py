@@ -219,6 +219,39 @@ def test_statements_find_their_rows_as_their_headers_say(template: Any, state: s
     assert not faults, "\n".join(faults)
 
 
+HOLDS = """
+INSERT INTO legal_holds (hold_id, device_id, reason)
+SELECT gen_random_uuid(), 'other-' || n, 'r' FROM generate_series(1, 10000) AS n;
+INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt, username)
+SELECT $after + n, 'device-1', gen_random_uuid(), 'i', 's', 'u', 'p', 'anna' FROM generate_series(1, 100) AS n;
+INSERT INTO extension_status (reported_at, device_id, status_id, instance_id, status, reported_by)
+SELECT "timestamp", device_id, prompt_id, 'i', 'enabled', 'anna' FROM prompts;
+INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity, user_context)
+SELECT "timestamp", device_id, prompt_id, 'e', 'low', '"anna"' FROM prompts;
+"""
+HOLDS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'legal_holds'"
+
+
+@pytest.mark.parametrize("state", ["not analyzed", "analyzed"])
+def test_whether_a_row_is_held_is_found_without_reading_the_holds_of_others(template: Any, state: str) -> None:
+    """A plan does not show what happens in is_held."""
+    parameters = plans.examples()
+    parameters["from_ms"] = parameters["after_ms"]
+    callers = [name for name in NAMES if "is_held(" in code(name)]
+    assert len(callers) == 12
+    with tables(template, "empty") as there:
+        there.connection.execute(HOLDS.replace("$after", str(parameters["after_ms"])))
+        if state == "analyzed":
+            there.connection.execute("ANALYZE")
+        for name in callers:
+            with there.connection.transaction(force_rollback=True):
+                found = there.connection.execute(statement(name).text, parameters).fetchall()
+                (read_of_holds,) = there.connection.execute(HOLDS_READ).fetchone()
+            # Each of them has looked at a hundred rows, none of which is held.
+            assert found[0][0] == (0 if "select_held" in name else 100), name
+            assert read_of_holds < FEW, name
+
+
 def test_the_functions_that_a_statement_calls_are_named(template: Any) -> None:
     """A plan does not show what happens in them."""
     with tables(template, "empty") as there:

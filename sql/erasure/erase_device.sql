@@ -3,7 +3,7 @@
 -- device_id  text
 --
 -- Returns  no row when there is none, or when a hold is in force on it; else: device_id
--- Index    devices_pkey
+-- Index    devices_pkey, legal_holds_device_id_idx
 -- Locks    the device's row
 -- Load     operators only
 UPDATE devices

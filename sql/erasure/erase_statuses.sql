@@ -11,7 +11,7 @@
 -- Returns  no row at the end of the table, else one: changed (rows blanked), and the last row of the page as
 --          after_ms, after_device, after_id
 -- Index    extension_status_pkey
--- Calls    is_held for each row that it would blank: scans legal_holds, some tens of rows
+-- Calls    is_held for each row that it would blank: looks holds up by legal_holds_device_id_idx
 -- Locks    the rows that it blanks
 -- Load     operators only, a transaction a page: no index leads to a person's rows, since every write would pay for it
 WITH page AS (

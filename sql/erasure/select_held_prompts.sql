@@ -10,7 +10,7 @@
 -- Returns  no row at the end of the table, else one: changed (rows of the page that are held), and the last row of the
 --          page as after_ms, after_device, after_id
 -- Index    prompts_pkey
--- Calls    is_held for each row of whom it is about: scans legal_holds, some tens of rows
+-- Calls    is_held for each row of whom it is about: looks holds up by legal_holds_device_id_idx
 -- Load     operators only, before an erasure, and only while there are holds
 WITH page AS (
     SELECT

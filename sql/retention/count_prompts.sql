@@ -6,7 +6,7 @@
 -- Returns  one row: expired, held (of them)
 -- Index    prompts_pkey
 -- Scans    prompts: months that have expired as a whole
--- Calls    is_held for each expired row: scans legal_holds, some tens of rows
+-- Calls    is_held for each expired row: looks holds up by legal_holds_device_id_idx
 -- Reads    every expired row
 -- Load     operators only
 SELECT

@@ -10,7 +10,7 @@
 -- Returns  no row when nothing older is left, else one: changed (rows deleted), and the last row of the page as
 --          after_ms, after_device, after_id
 -- Index    extension_status_pkey
--- Calls    is_held for each row of the page: scans legal_holds, some tens of rows
+-- Calls    is_held for each row of the page: looks holds up by legal_holds_device_id_idx
 -- Locks    the rows that it deletes
 -- Load     operators only, a transaction a page
 WITH page AS (

@@ -1,0 +1,2 @@
+-- Loses nothing.
+DROP INDEX legal_holds_device_id_idx;
