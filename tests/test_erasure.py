@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.commands import erasure, pages
+from config.settings import Settings
 from tests.agent import Agent
+from tests.service import ROOT
 
 Rows = Callable[..., list[dict[str, Any]]]
 NOW = int(time.time() * 1000)
@@ -186,6 +193,43 @@ def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, 
         "browser_instances": 3,
     }
     assert everywhere(rows, "WORD") == ["devices"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
+def test_a_name_may_come_from_standard_input(named: Agent, app: Any, rows: Rows, ending: str) -> None:
+    """Where no list of processes shows it."""
+    result = app.test_cli_runner().invoke(args=["user", "erase", "-"], input=f"WORD{ending}")
+    assert result.exit_code == 0, result.output
+    assert "WORD" not in result.output
+    assert everywhere(rows, "WORD") == ["devices"]
+
+
+def test_at_a_terminal_the_name_is_asked_for(named: Agent, settings: Settings, rows: Rows) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_")}
+    for name in ("database_url", "owner_database_url", "signing_keys", "data_dir"):
+        environment[f"WATCHPOST_{name.upper()}"] = getattr(settings, name)
+    terminal, end = pty.openpty()
+    try:
+        os.write(terminal, b"WORD\n")
+        command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", "user", "erase", "-"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdin=end, capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("Name: ")
+    assert done.stdout.startswith("prompts ")
+    assert everywhere(rows, "WORD") == ["devices"]
+
+
+@pytest.mark.parametrize("given", [b"", b"\n", b"anna\nben\n", b"ann\xe4\n", b"anna\x00\n"])
+def test_what_can_be_nobodys_name_is_refused(reported: Any, app: Any, rows: Rows, given: bytes) -> None:
+    result = app.test_cli_runner().invoke(args=["user", "erase", "-"], input=given)
+    assert result.exit_code == 2
+    assert "NAME" in result.stderr
+    assert rows("SELECT * FROM prompts WHERE erased_at IS NOT NULL") == []
 
 
 def test_the_audit_log_says_in_each_transaction_what_was_blanked(named: Agent, command: Any, rows: Rows) -> None:

@@ -7,6 +7,7 @@ that stores nothing.
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import click
 
@@ -14,6 +15,7 @@ from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, show_one, with_database
 from app.db import Statement, owner, statement
+from app.fields import storable
 
 ERASE_DEVICE = statement("erasure/erase_device")
 ERASE_INSTANCES = statement("erasure/erase_instances")
@@ -49,8 +51,23 @@ def user() -> None:
     """People, by the names that extensions report."""
 
 
+def _name(context: click.Context, parameter: click.Parameter, given: str) -> str:
+    """The name itself; for `-` what standard input says, so that neither a list of processes nor a history shows it."""
+    if given == "-" and sys.stdin.isatty():
+        given = click.prompt("Name", err=True)
+    elif given == "-":
+        given = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
+        if "\n" in given:
+            raise click.BadParameter("must be one line")
+    if not given:
+        raise click.BadParameter("must not be empty")
+    if given != storable(given):
+        raise click.BadParameter("must be UTF-8, without NUL")
+    return given
+
+
 @user.command("erase")
-@click.argument("username", metavar="NAME")
+@click.argument("username", metavar="NAME", callback=_name)
 @click.option("--reason", default="", help="Who asked for it, and why. Name no person: this is kept.")
 @as_json
 @with_database
@@ -61,9 +78,9 @@ def erase_user(username: str, reason: str, as_json: bool) -> None:
     whatever reports have the name as a value in their JSON. It must be the same to the letter. The audit log keeps the
     SHA-256 of the name, so that who knows it can find the entry. What names the laptop is erased by `device erase`.
     Refused while any of these rows is under a legal hold.
+
+    With - for NAME it is read from standard input, so that no list of processes shows it.
     """
-    if not username:
-        raise click.BadParameter("must not be empty", param_hint="NAME")
     target = "sha256:" + hashlib.sha256(username.encode()).hexdigest()
     _erase("user", target, reason, {"device_id": None, "username": username}, as_json)
 
