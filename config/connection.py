@@ -234,7 +234,10 @@ class Connection:
         """Take in more of a body; False when there is no more to be had of it. Raises ParseException."""
         if incoming.wants_word:
             incoming.wants_word = False
-            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            try:
+                self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except OSError:
+                return False
         is_more = self._receive()
         if self._refusal is not None and not incoming.is_complete and not incoming.body:
             raise ParseException

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.site import Site
+from tests.site import Site, faults
 from tests.wire import CHUNKED, Case, Reply, Wire, chunk
 
 
@@ -462,6 +464,23 @@ def test_who_waits_for_100_continue_gets_it_and_then_the_answer(case: Case) -> N
         (200, case.id("after")),
     ]
     assert case.stored()
+
+
+def test_who_waits_for_100_continue_and_goes_away_is_not_our_fault(case: Case) -> None:
+    for head in (
+        case.head(b"Expect: 100-continue", case.length()),
+        case.head(b"Expect: 100-continue", b"Content-Encoding: gzip", case.length()),
+        case.get(
+            "first", b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 9", b"Expect: 100-continue"
+        ).replace(b"GET /livez", b"POST /api/auth/token"),
+    ):
+        for _ in range(10):
+            with Wire(case.site.service) as wire:
+                # Closed with a reset.
+                wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                wire.send(head)
+    assert case.site.service.get("/livez").status == 200
+    assert faults(case.site.service) == []
 
 
 def test_http_1_0_gets_no_100_continue(case: Case) -> None:
