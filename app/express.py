@@ -76,7 +76,11 @@ class Express:
         ):
             return None
         kind, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        token = self._auth.remembered(text) if kind == "Bearer" else None
+        try:
+            token = self._auth.remembered(text) if kind == "Bearer" else None
+        except (OSError, ValueError):
+            # The file of the signing keys can't be read.
+            return None
         if token is None or write.scope not in token.scopes:
             return None
         request_id = logs.request_id(environ.get("HTTP_X_REQUEST_ID"))
@@ -93,7 +97,8 @@ class Express:
             finally:
                 capacity.give_back(1)
             content = orjson.dumps(write.answer.dump(stored))
-        except problems.Problem as problem:
+        except Exception as error:
+            problem = problems.of(error, request_id)
             status, content = problem.status, problems.body(problem, request_id)
             headers = [("Content-Type", problems.MEDIA_TYPE), *problem.headers.items()]
         headers += [("Content-Length", str(len(content))), ("X-Request-ID", request_id)]

@@ -89,6 +89,14 @@ def internal() -> Problem:
     return Problem(500, "internal", "Internal server error", "The fault is ours; the request_id finds it in our log.")
 
 
+def of(error: Exception, request_id: str) -> Problem:
+    """The Problem that an exception is; a fault, which is logged, when it is none."""
+    if isinstance(error, Problem):
+        return error
+    log.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": request_id}})
+    return internal()
+
+
 # What a statement says of a row that it did not take.
 REFUSED: dict[str, tuple[int, str, str, str]] = {
     "conflict": (409, "content-conflict", "Conflict", "The same device, time and id are stored with other content."),
@@ -207,5 +215,4 @@ def _incomplete(error: Exception) -> Response:
 
 
 def _fault(error: Exception) -> Response:
-    log.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": g.get("request_id")}})
-    return respond(internal())
+    return respond(of(error, g.get("request_id", "")))

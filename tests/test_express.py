@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from app import Watchpost, create_app
+from app import Watchpost, create_app, fields
 from app.resources.batch import KINDS
+from app.resources.prompts import PROMPT
 from config.settings import Settings
 from tests.agent import Agent
 from tests.checks import HOSTILE_TEXT
@@ -137,6 +138,46 @@ def test_both_ways_say_the_same(
         ]
         assert answers[0] == answers[1], path
         assert first.status_code in (answers[0][0], 201)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_both_ways_say_that_the_fault_is_ours_when_the_signing_keys_can_not_be_read(
+    short: FlaskClient,
+    whole: FlaskClient,
+    settings: Settings,
+    device: Agent,
+    headers: dict[str, str],
+    now_ms: int,
+    content: str | None,
+) -> None:
+    keys = settings.signing_keys_path
+    kept = keys.read_text()
+    if content is None:
+        keys.unlink()
+    else:
+        keys.write_text(content)
+    path, body = bodies(device, now_ms)["prompt"]
+    answers = [told(client.post(path, json=body, headers=headers)) for client in (whole, short)]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 500
+    keys.write_text(kept)
+    assert short.post(path, json=body, headers=headers).status_code == 201
+
+
+def test_both_ways_say_that_the_fault_is_ours_when_a_row_can_not_be_answered(
+    short: FlaskClient,
+    whole: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    now_ms: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(PROMPT.answer.dump_fields, "created_at")
+    monkeypatch.setitem(PROMPT.answer.dump_fields, "sesame", fields.Time())
+    path, body = bodies(device, now_ms)["prompt"]
+    answers = [told(client.post(path, json=body, headers=headers)) for client in (whole, short)]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 500
 
 
 @pytest.mark.parametrize("id_name", ["prompt_id", "status_id", "event_id"])
