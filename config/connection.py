@@ -30,6 +30,8 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 PIECE = 65536
+# Bytes that are taken from a client at a time: requests among them are in memory before the first is answered.
+GULP = 16384
 # Bytes of a target, of a header's name, of its value (an access token has 8 KiB at most), of a whole head.
 LONGEST_TARGET = 4094
 LONGEST_NAME = 256
@@ -131,6 +133,8 @@ class Connection:
         # Bytes of the next request so far, those since the last that belonged to a body, and when the wait began.
         self._received = self._overhead = 0
         self._since = 0.0
+        # Whether the client sent as much as is taken at a time, and perhaps more.
+        self._is_behind = False
         self._is_sending = False
         self.deadline = NEVER
 
@@ -145,6 +149,9 @@ class Connection:
                         return
                 if self._ready:
                     goes_on = self._answer(self._ready.popleft())
+                    if self._ready or self._is_behind:
+                        # Nothing that it waits for would let others have their turn.
+                        time.sleep(0)
                 else:
                     self._refuse(self._refusal or 400)
                     goes_on = False
@@ -249,10 +256,11 @@ class Connection:
             return False
         self.deadline = self._since + SILENCE_SECONDS + self._received / LEAST_PACE
         try:
-            data = self._client.recv(PIECE)
+            data = self._client.recv(GULP)
         except OSError:
             data = b""
         self.deadline = NEVER
+        self._is_behind = len(data) == GULP
         if not data:
             return False
         if not self._received:

@@ -6,11 +6,15 @@ come back, whether the connection goes on, and which requests the service may ha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
 import struct
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -536,6 +540,36 @@ def test_large_answers_that_nobody_reads_hold_up_nobody(case: Case) -> None:
     finally:
         for wire in wires:
             wire.socket.close()
+
+
+@pytest.mark.parametrize("lines", [(), (b"X: " + b"x" * 16000,) * 4], ids=["small", "large"])
+def test_who_sends_requests_without_end_holds_up_nobody(case: Case, lines: tuple[bytes, ...]) -> None:
+    data = case.get("first", *lines) * 20
+    is_over = threading.Event()
+
+    def pour(wire: Wire) -> None:
+        while not is_over.is_set():
+            wire.send(data)
+
+    def drain(wire: Wire) -> None:
+        with contextlib.suppress(OSError):
+            while wire.socket.recv(2**20):
+                pass
+
+    with Wire(case.site.service) as wire, ThreadPoolExecutor(2) as threads:
+        try:
+            threads.submit(drain, wire)
+            threads.submit(pour, wire)
+            time.sleep(0.5)
+            began = time.monotonic()
+            with Wire(case.site.service, 20) as other:
+                other.send(case.get("other"))
+                assert other.reply() is not None
+            assert time.monotonic() - began < 5
+        finally:
+            is_over.set()
+            with contextlib.suppress(OSError):
+                wire.socket.shutdown(socket.SHUT_RDWR)
 
 
 def test_nothing_of_a_refused_request_is_logged(case: Case, site: Site) -> None:
