@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,6 +189,35 @@ def test_a_row_that_fails_in_the_database_costs_no_other_row_of_its_set(
         )
     assert [answer.status_code for answer in answers] == [500 if n % 10 == 3 else 201 for n in range(60)]
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 54}]
+
+
+@pytest.mark.direct("PgBouncer does not pass the shorter time limit on")
+def test_rows_that_are_stored_one_by_one_do_not_each_wait_for_a_database_that_is_away(
+    settings: Settings, device: Agent, headers: dict[str, str], rows: Callable[..., list[dict[str, Any]]], now_ms: int
+) -> None:
+    rows("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.site = 'refused' THEN
+                RAISE 'refused';
+            END IF;
+            PERFORM pg_sleep(60);
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON prompts FOR EACH ROW EXECUTE FUNCTION refuse()
+    """)
+    app = create_app(replace(settings, statement_timeout_ms=500))
+    # Those that are refused come first in their statement, and its failure is theirs.
+    bodies = [prompt(device, now_ms + n - 1000 * (n % 4 == 0), site="site" if n % 4 else "refused") for n in range(40)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(40) as threads:
+        answers = list(
+            threads.map(lambda body: app.test_client().post("/api/prompt", json=body, headers=headers), bodies)
+        )
+    assert time.monotonic() - began < 8
+    assert {answer.status_code for answer in answers} <= {500, 503}
+    assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 0}]
+    app.extensions["db"].close()
 
 
 def test_two_kinds_never_wait_for_each_other(

@@ -205,7 +205,10 @@ class Database:
                 return [problem] * len(rows)
         answers: list[Row | Exception] = []
         for row in rows:
-            answers += self._write_set(write, [row])
+            last = answers[-1] if answers else None
+            # A database that is away meanwhile is away for the rest too: to find that out for each would take minutes.
+            is_away = isinstance(last, problems.Problem) and last.status == 503
+            answers += answers[-1:] if is_away else self._write_set(write, [row])
         return answers
 
     def _outcome(self, connection: Connection, write: Write, row: Row) -> Row | problems.Problem:
