@@ -254,7 +254,8 @@ class Connection:
         """Take in what the client sends next; False when it sends nothing more, or too slowly."""
         if self._refusal is not None:
             return False
-        self.deadline = self._since + SILENCE_SECONDS + self._received / LEAST_PACE
+        # Who has sent much at once may not be silent for longer.
+        self.deadline = min(time.monotonic(), self._since + self._received / LEAST_PACE) + SILENCE_SECONDS
         try:
             data = self._client.recv(GULP)
         except OSError:

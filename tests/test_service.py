@@ -403,6 +403,7 @@ def test_files_of_another_version_are_refused_at_once(folder: Path) -> None:
         b"",
         b"POST / HT",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + b" " * 65536,
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
