@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import Any
 
@@ -60,6 +61,11 @@ class Worker(GeventWorker):
                 connection.hurry(now)
             if connection.deadline <= now:
                 connection.give_up()
+
+    def handle_abort(self, *_: Any) -> None:
+        # The master has lost patience. An exception in whatever runs at the moment would be a fault to all who wait for
+        # it, and an orderly end may take as long as the database keeps silent.
+        os._exit(1)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # The address that was connected to: at a stop the listener is closed before the last are served.

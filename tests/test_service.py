@@ -347,6 +347,29 @@ def test_a_database_server_that_dies_is_started_again(folder: Path) -> None:
         assert service.post("/api/prompt", body, token).status == 200
 
 
+def test_a_worker_that_is_aborted_is_gone_at_once(folder: Path) -> None:
+    with serving(folder, workers=1) as service, ThreadPoolExecutor(6) as threads:
+        worker = next(
+            process
+            for process in psutil.Process(service.process.pid).children()
+            if "app.db.keeper" not in process.cmdline()
+        )
+        server = [one for parent in servers_of(folder) for one in (parent, *parent.children(recursive=True))]
+        for process in server:
+            process.suspend()
+        try:
+            # They make the worker open connections, which stay half open.
+            waiting = [threads.submit(service.get, "/readyz") for _ in range(6)]
+            time.sleep(1)
+            worker.send_signal(signal.SIGABRT)
+            assert psutil.wait_procs([worker], 3)[1] == []
+        finally:
+            for process in server:
+                process.resume()
+        assert all(isinstance(one.exception(), OSError) for one in waiting)
+        service.wait_until_ready()
+
+
 def test_a_command_never_stops_the_database_of_a_service_without_its_keeper(folder: Path) -> None:
     with serving(folder) as service:
         agent, token = registered(service)
