@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from config import connection
 from config.settings import Settings, variable
 from tests.service import ROOT, serving
 
@@ -65,3 +66,12 @@ def test_every_make_target_that_it_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"\bmake (run|test|demo|check|format|spec|bench|\w+)\b(?=`| )", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target in ("needs", "and"), target
+
+
+def test_its_proxy_names_the_caller_and_closes_idle_connections_first() -> None:
+    text = README
+    idle = re.search(r"keepalive_timeout (\d+)s;", text)
+    assert idle is not None
+    assert int(idle[1]) < connection.SILENCE_SECONDS - 1
+    assert "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;" in text
+    assert "Environment=WATCHPOST_PROXIES=1" in text
