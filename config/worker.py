@@ -69,12 +69,19 @@ class Worker(GeventWorker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # The address that was connected to: at a stop the listener is closed before the last are served.
-        connection = Connection(client, addr, self.wsgi, self._environ(client), lambda: not self.alive)
+        connection = Connection(client, addr, self._answer, self._environ(client), lambda: not self.alive)
         self._connections.add(connection)
         try:
             connection.serve()
         finally:
             self._connections.discard(connection)
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            # It stops as if it were told to, and the master starts another.
+            self.alive = False
+        return self.wsgi(environ, start_response)
 
     def _environ(self, client: Any) -> dict[str, Any]:
         """What the environ of every request holds (PEP 3333)."""

@@ -207,6 +207,17 @@ def test_hup_replaces_the_workers_and_the_service_goes_on(folder: Path, database
         assert service.post("/api/prompt", prompt(agent), token).status == 201
 
 
+def test_a_worker_is_replaced_after_as_many_requests_as_gunicorn_is_told(
+    folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--max-requests 10")
+    with serving(folder, database_url=database_url, workers=1) as service:
+        for _ in range(10):
+            assert service.get("/livez").status == 200
+        wait_for(lambda: service.log.read_text().count("Booting worker") > 1)
+        assert service.get("/livez").status == 200
+
+
 def test_half_sent_requests_do_not_hold_up_others(folder: Path, database_url: str) -> None:
     with serving(folder, database_url=database_url) as service:
         agent, token = registered(service)
