@@ -164,6 +164,22 @@ def test_a_full_pool_is_503(settings: Settings, device: Agent, headers: dict[str
     app.extensions["db"].close()
 
 
+def test_many_who_ask_for_readiness_leave_connections_to_those_who_write(
+    settings: Settings, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
+    app = create_app(replace(settings, pool_size=2, connections=1, statement_timeout_ms=10_000, pool_wait_seconds=5))
+    with psycopg.connect(database_url) as blocker, ThreadPoolExecutor(100) as threads:
+        blocker.execute("LOCK TABLE _yoyo_migration IN ACCESS EXCLUSIVE MODE")
+        asking = [threads.submit(app.test_client().get, "/readyz") for _ in range(100)]
+        while not blocker.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+            time.sleep(0.01)
+        answer = app.test_client().post("/api/prompt", json=prompt(device), headers=headers)
+        blocker.rollback()
+        assert answer.status_code == 201
+        assert {one.result().status_code for one in asking} == {200}
+    app.extensions["db"].close()
+
+
 def test_a_queue_that_is_full_is_503_at_once(
     settings: Settings, device: Agent, headers: dict[str, str], database_url: str
 ) -> None:

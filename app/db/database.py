@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,13 +115,38 @@ class Database:
         self._pool: ConnectionPool[Connection] | None = None
         self._pid = 0
         self._opening = threading.Lock()
+        # Seconds that a row waits for those before it.
+        self._patience = settings.pool_wait_seconds + 2 * settings.statement_timeout_ms / 1000
         self._shared: dict[str, SharedCommit[Row, Row]] = {}
+        self._looks: dict[str, SharedCommit[None, list[Row]]] = {}
         # When each kind could last not be stored, and has not been since.
         self._failed: dict[str, float] = {}
 
     def run(self, statement: Statement, **parameters: Any) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows, after the commit."""
         return self._reliably(lambda connection: self._execute(connection, statement, parameters))
+
+    def look(self, statement: Statement) -> list[Row]:
+        """Run a statement that has no parameters and changes nothing. Concurrent calls share one run.
+
+        So strangers, who may ask as often as they like, take one connection from those who write.
+        """
+        looks = self._looks.get(statement.name)
+        if looks is None:
+            looks = self._looks.setdefault(
+                statement.name,
+                SharedCommit(
+                    lambda asked: [self.run(statement)] * len(asked),
+                    max_rows=sys.maxsize,
+                    max_waiting=sys.maxsize,
+                    patience=self._patience,
+                ),
+            )
+        try:
+            return looks.submit(None)
+        except QueueFull as error:
+            metrics.database_error(error)
+            raise problems.unavailable() from None
 
     def transact(self, work: Callable[[Run], T]) -> T:
         """Do work in one transaction: it gets what runs a statement. It may be called again after a lost connection."""
@@ -145,7 +171,7 @@ class Database:
                     lambda rows: self._write_set(write, rows),
                     max_rows=self.settings.set_rows,
                     max_waiting=self.settings.queue_rows,
-                    patience=self.settings.pool_wait_seconds + 2 * self.settings.statement_timeout_ms / 1000,
+                    patience=self._patience,
                     waited=partial(metrics.waited_in_queue, write.type),
                 ),
             )

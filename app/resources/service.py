@@ -32,7 +32,7 @@ def livez() -> Any:
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
     """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
-    pending = _pending()
+    pending = _pending(db.look(SELECT_MIGRATIONS))
     if pending:
         raise problems.Problem(
             503,
@@ -57,14 +57,13 @@ def read_metrics() -> Response:
     pending, partitions = None, []
     # What can't be found out is left out; the counts matter most while the database is away.
     with contextlib.suppress(problems.Problem):
-        pending = _pending()
+        pending = _pending(db.run(SELECT_MIGRATIONS))
         partitions = db.run(SELECT_PARTITIONS)
     return Response(metrics.exposition(metrics.State(pending, partitions)), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def _pending() -> int:
+def _pending(rows: list[dict[str, Any]]) -> int:
     """How many migrations are not applied. Raises Problem 503, also when the database stores nothing."""
-    rows = db.run(SELECT_MIGRATIONS)
     if db.is_failing() or any(row["is_read_only"] for row in rows):
         raise problems.unavailable()
     applied = {row["migration_id"] for row in rows}
