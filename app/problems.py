@@ -203,7 +203,7 @@ def _http(error: HTTPException) -> Response | HTTPException:
 
 
 def _framing(error: Exception) -> Response:
-    """gunicorn finds out that a body is not framed as its headers say only when it is read."""
+    """That a body is not framed as its headers say is found out only when it is read."""
     return respond(invalid({"body": ["Not valid transfer coding."]}, "The body can't be read."))
 
 

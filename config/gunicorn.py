@@ -29,7 +29,6 @@ workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
 # gevent: with 16 connections it did 1.6 times the prompts of gthread with 16 threads, for 0.7 times the CPU of each, in
 # one run on two cores.
 worker_class = "config.worker.Worker"
-logger_class = "config.worker.Logger"
 # Far more than are handled at a time: most are idle, and who is not let in can't be told to come back later.
 worker_connections = 10 * settings.connections
 backlog = 4096

@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, with connections of our own making, and its logger."""
+"""gunicorn's gevent worker, with connections of our own making."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 from gevent.server import StreamServer
-from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
@@ -98,8 +97,3 @@ class Worker(GeventWorker):
             "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
             "wsgi.multithread": True,
         }
-
-
-class Logger(GunicornLogger):
-    def access(self, *args: Any) -> None:
-        """Write nothing: a request has one line, written by the application."""
