@@ -90,10 +90,11 @@ class Express:
             capacity.take(write.share, 1)
             try:
                 self._limits.count(token.subject, None)
-                body = _body(environ, write, int(length))
-                if body is None:
-                    return None
-                stored, status = write.store_for(body, token, self._db)
+                with capacity.claimed(token.subject, 1):
+                    body = _body(environ, write, int(length))
+                    if body is None:
+                        return None
+                    stored, status = write.store_for(body, token, self._db)
             finally:
                 capacity.give_back(1)
             content = orjson.dumps(write.answer.dump(stored))

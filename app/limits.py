@@ -11,6 +11,8 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from flask import Flask, current_app, request
@@ -30,6 +32,9 @@ COUNTED = "watchpost.counted"
 PLACE_BYTES = 65536
 # What gzip is taken to make of a body, as long as nobody has looked.
 INFLATION = 10
+# The share of a worker's capacity that one caller may have, and places that it may have in any case: who sends slowly
+# on many connections would otherwise have all of it.
+ONE_CALLER, FEW_PLACES = 1 / 8, 16
 # Refused callers come back over at most so many seconds.
 LONGEST_WAIT = 120
 # What is left after a second of what was seen before: that is, about ten seconds count.
@@ -134,6 +139,8 @@ class Capacity:
     def __init__(self, places: int) -> None:
         self._places = places
         self.taken = 0
+        self._most_of_one = max(FEW_PLACES, places * ONE_CALLER)
+        self._claimed: dict[str, int] = {}
         # Of this turn: when it began, how many were taken. Of this second: the same.
         self._turn_began = self._began = 0.0
         self._in_turn = self._admitted = 0
@@ -162,6 +169,22 @@ class Capacity:
 
     def give_back(self, places: int) -> None:
         self.taken -= places
+
+    @contextmanager
+    def claimed(self, caller: str, places: int) -> Iterator[None]:
+        """Have taken places be this caller's. Raises Problem 429 when so many are its own; one request it may have."""
+        claimed = self._claimed.get(caller, 0)
+        if claimed and claimed + places > self._most_of_one:
+            raise problems.too_many(1)
+        self._claimed[caller] = claimed + places
+        try:
+            yield
+        finally:
+            left = self._claimed[caller] - places
+            if left:
+                self._claimed[caller] = left
+            else:
+                del self._claimed[caller]
 
     def _longest_wait(self, now: float) -> float:
         """Seconds that it would take to serve all that was refused lately; who was, comes back spread over them.

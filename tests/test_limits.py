@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +287,58 @@ def test_a_body_larger_than_the_capacity_is_taken_by_an_idle_worker(
 ) -> None:
     body = {**prompt(device), "prompt": "x" * 200_000}
     assert client.post("/api/prompt", json=body, headers=headers).status_code == 201
+
+
+class Trickle(io.RawIOBase):
+    """A body of which no byte comes until somebody lets go."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.is_asked, self.is_over = threading.Event(), threading.Event()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.is_asked.set()
+        self.is_over.wait(30)
+        piece, self.body = self.body[: len(buffer)], self.body[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize("path", ["/api/prompt", "/api/batch"])
+@with_limits(connections=40)
+def test_who_sends_slowly_on_many_connections_has_a_part_of_the_places_only(
+    limits: Any,
+    app: Watchpost,
+    register: Any,
+    access: Any,
+    rows: Callable[..., list[dict[str, Any]]],
+    path: str,
+) -> None:
+    slow, other = register(), register()
+    headers, others = access(slow), access(other)
+    body = {"items": [{"type": "prompt", "body": prompt(slow)}]} if path == "/api/batch" else prompt(slow)
+    # The first of them is remembered, so that plain ones go the short way.
+    assert app.test_client().post("/api/prompt", json=prompt(slow), headers=headers).status_code == 201
+    # Each batch takes two places, each prompt one; sixteen are what one may have.
+    padding = b" " * 66_000 if path == "/api/batch" else b""
+    bodies = [Trickle(json.dumps(body).encode() + padding) for _ in range(8 if padding else 16)]
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        answers = []
+        for one in bodies:
+            environ = {"wsgi.input": one, "CONTENT_LENGTH": str(len(one.body)), "CONTENT_TYPE": "application/json"}
+            answers.append(threads.submit(app.test_client().post, path, headers=headers, environ_overrides=environ))
+            assert one.is_asked.wait(10)
+        assert_refused(app.test_client().post("/api/prompt", json=prompt(slow, 1), headers=headers))
+        heartbeat = {"device_id": other.device_id}
+        assert app.test_client().post("/api/devices/heartbeat", json=heartbeat, headers=others).status_code == 200
+        for one in bodies:
+            one.is_over.set()
+    assert {answer.result().status_code for answer in answers} <= {200, 201}
+    assert app.test_client().post("/api/prompt", json=prompt(slow, 1), headers=headers).status_code == 201
+    assert rows("SELECT count(*) AS stored FROM prompts WHERE prompt = 'prompt 1'") == [{"stored": 1}]
 
 
 @with_limits(statement_timeout_ms=500, pool_wait_seconds=1)
