@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ SPEAKERS = 500
 WARM_SECONDS = 2
 ROUTES = {
     "prompt": ("/api/prompt", "prompts"),
+    "device-register": ("/api/devices/register", "devices"),
     "device-heartbeat": ("/api/devices/heartbeat", "devices"),
     "browser-register": ("/api/browsers/register", "browser_instances"),
     "browser-heartbeat": ("/api/browsers/heartbeat", "browser_instances"),
@@ -37,11 +39,12 @@ CONTENDERS: dict[str, tuple[str, str, int, int]] = {
     "peer-prompt-64": ("peer", "prompt", 64, 0),
     "ours-batch-100": ("ours", "prompt", 16, 100),
     "ours-batch-1000": ("ours", "prompt", 16, 1000),
-    "ours-device-heartbeat": ("ours", "device-heartbeat", 16, 0),
-    "ours-browser-register": ("ours", "browser-register", 16, 0),
-    "ours-browser-heartbeat": ("ours", "browser-heartbeat", 16, 0),
-    "ours-extension-status": ("ours", "extension-status", 16, 0),
-    "ours-compliance-event": ("ours", "compliance-event", 16, 0),
+    **{
+        f"ours-{kind}-{connections}": ("ours", kind, connections, 0)
+        for kind in ROUTES
+        if kind != "prompt"
+        for connections in (1, 16, 64)
+    },
 }
 CHAPTERS = ("heartbeat-wal", "growth", "memory")
 NAMES = (*CONTENDERS, *CHAPTERS)
@@ -126,7 +129,8 @@ class Bench:
                 continue
             if who not in sites:
                 sites[who] = self.stage.peer(self.stage.url)
-            target = self.target(name, sites[who], kind, connections, items=items)
+            more = self._registry() if kind == "device-register" else {"site": sites[who]}
+            target = self.target(name, kind=kind, connections=connections, items=items, **more)
             runs[name] = lambda target=target: self._one(target)
             warm.append(dataclasses.replace(target, connections=16))
         if warm:
@@ -137,6 +141,20 @@ class Bench:
             load(self.tools, self.stage, target, WARM_SECONDS)
             measure.prepare(target)
         return self.interleaved(runs)
+
+    @cache  # noqa: B019
+    def _registry(self) -> dict[str, Any]:
+        """A service whose devices may be emptied, with more new keys than can be registered in one measurement."""
+        url = self.stage.database("registry")
+        # All of them come with one enrolment, and from one address.
+        site = self.stage.ours(url, enrollment_rate=0)
+        assert site.flask is not None
+        uses = ["--max-uses", "1000000000", "--expires-in", "1d"]
+        token = site.flask("enrollment", "create", "--label", "bench", *uses)
+        keys = self.plan.scaled(10_000 * max(1, round(self.plan.seconds)))
+        say(f"making {keys} keys")
+        tokens = rows.write_registrations(self.stage.folder / "registrations.tokens", token, keys)
+        return {"site": site, "url": url, "tokens": tokens}
 
     def _pgbench(self) -> Result:
         return pgbench(self.tools, self.stage, self.stage.url, self.devices, 16, self.plan.seconds)

@@ -10,7 +10,7 @@ NOT_MEASURED = """\
 - Network, TLS and a proxy: everything talks over the loopback interface, and PostgreSQL over a unix socket.
 - A machine of its own for each part: load generator, service and PostgreSQL share these cores, so that each slows the
   others, and the load generator's share is in no column.
-- The token endpoint, registration of devices, the read side, gzip, refused and repeated requests.
+- The token endpoint, the read side, gzip, refused and repeated requests.
 - The peer's batches: it has none. It accepts a few bodies that the service refuses; its docstring names them.
 - Hours: vacuum of what was inserted (tables are emptied behind each measurement), checkpoints under load, partitions.
   Each measurement begins right behind a checkpoint and is shorter than the time between two.

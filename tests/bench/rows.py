@@ -13,6 +13,8 @@ from typing import Any
 
 import jwt
 import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm
 
 from app.scopes import WRITE
@@ -60,6 +62,11 @@ INSTANCE = {
 }
 BODIES: dict[str, dict[str, Any]] = {
     "prompt": PROMPT,
+    "device-register": {
+        "device_id": "$fresh",
+        "public_key_pem": "-----BEGIN PUBLIC KEY-----\n$instance\n-----END PUBLIC KEY-----\n",
+        **METADATA,
+    },
     "device-heartbeat": {"device_id": "$device"},
     "device-heartbeat-metadata": {"device_id": "$device", **METADATA},
     "browser-register": {"instance_id": "$fresh", "device_id": "$device", **INSTANCE},
@@ -136,6 +143,16 @@ FROM generate_series(1, %(count)s) AS n
 def template(kind: str) -> str:
     """One body as text; a number stands without quotes."""
     return json.dumps(BODIES[kind], separators=(",", ":")).replace('"$time"', "$time")
+
+
+def write_registrations(path: Path, token: str, count: int) -> Path:
+    """A file for load.lua: a line for each registration, with a key of its own where others name their instance."""
+    with path.open("w") as file:
+        for number in range(count):
+            key = Ed25519PrivateKey.generate().public_key()
+            spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            file.write(f"{device(number)} {base64.b64encode(spki).decode()} {token}\n")
+    return path
 
 
 def device(number: int) -> str:

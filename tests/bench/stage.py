@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,12 @@ class Tools:
 
 
 class Site:
-    """A running HTTP service: where it answers and the process at the root of its tree."""
+    """A running HTTP service: where it answers, the process at the root of its tree, and the operator's commands."""
 
-    def __init__(self, url: str, pid: int, log: Path) -> None:
+    def __init__(self, url: str, pid: int, log: Path, flask: Callable[..., str] | None = None) -> None:
         self.url = url
         self.pid = pid
+        self.flask = flask
         self.log = log
 
 
@@ -88,10 +89,10 @@ class Stage:
         """The service, in front of a database."""
         given = {"workers": WORKERS, "database_url": url, "signing_keys": self.signing_keys, "issuer": ISSUER}
         with serving(self.folder, **(given | settings)) as service:
-            yield Site(service.url, service.process.pid, service.log)
+            yield Site(service.url, service.process.pid, service.log, service.flask)
 
-    def ours(self, url: str) -> Site:
-        return self._stack.enter_context(self.ours_for_a_while(url))
+    def ours(self, url: str, **settings: Any) -> Site:
+        return self._stack.enter_context(self.ours_for_a_while(url, **settings))
 
     def peer(self, url: str) -> Site:
         return self._stack.enter_context(self._peer(url))
