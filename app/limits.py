@@ -180,11 +180,12 @@ class Capacity:
         try:
             yield
         finally:
-            left = self._claimed[caller] - places
-            if left:
+            left = self._claimed.get(caller, 0) - places
+            if left > 0:
                 self._claimed[caller] = left
             else:
-                del self._claimed[caller]
+                # With threads two of its requests may have counted as one: the second finds nothing left.
+                self._claimed.pop(caller, None)
 
     def _longest_wait(self, now: float) -> float:
         """Seconds that it would take to serve all that was refused lately; who was, comes back spread over them.
