@@ -53,7 +53,10 @@ class Worker(GeventWorker):
 
     def notify(self) -> None:
         """Called once a second."""
-        super().notify()
+        # Not gevent's own: it leaves at once when the master is gone, whoever waits for an answer.
+        super(GeventWorker, self).notify()
+        if self.ppid != os.getppid():
+            self.alive = False
         now = time.monotonic()
         for connection in list(self._connections):
             if not self.alive:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import psutil
 import psycopg
 
 from tests import pgbouncer
@@ -91,10 +92,16 @@ class Service:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError):
-                if self.get("/readyz").status == 200:
+                if self._listens() and self.get("/readyz").status == 200:
                     return
             time.sleep(0.05)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
+
+    def _listens(self) -> bool:
+        """Whether it is this service that answers, not what one before it has left at the same address."""
+        with contextlib.suppress(psutil.Error):
+            return any(it.status == psutil.CONN_LISTEN for it in psutil.Process(self.process.pid).net_connections())
+        return False
 
     def get(self, path: str) -> Answer:
         return self.send(urllib.request.Request(self.url + path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,19 +76,23 @@ def test_a_fresh_start_makes_everything_and_a_second_start_uses_it_again(folder:
     assert servers_of(folder) == []
 
 
+@contextlib.contextmanager
+def holding_up_prompts(folder: Path) -> Iterator[tuple[psycopg.Connection, Callable[[], bool]]]:
+    """Lock the table until the connection rolls back; the other says whether somebody waits for that."""
+    database = embedded.url(str(folder / "data"))
+    with psycopg.connect(database) as blocker, psycopg.connect(database, autocommit=True) as observer:
+        blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        yield blocker, lambda: observer.execute(waiting).fetchone() == (1,)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_a_running_request_finish_and_stops_the_database_after_it(folder: Path, number: int) -> None:
     with serving(folder) as service:
         agent, token = registered(service)
-        with (
-            psycopg.connect(embedded.url(str(folder / "data"))) as blocker,
-            ThreadPoolExecutor(1) as threads,
-        ):
-            blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        with ThreadPoolExecutor(1) as threads, holding_up_prompts(folder) as (blocker, is_waiting):
             running = threads.submit(service.post, "/api/prompt", prompt(agent), token)
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            with psycopg.connect(embedded.url(str(folder / "data")), autocommit=True) as observer:
-                wait_for(lambda: observer.execute(waiting).fetchone() == (1,))
+            wait_for(is_waiting)
             service.process.send_signal(number)
             wait_for(lambda: _refuses_connections(service))
             blocker.rollback()
@@ -120,6 +125,20 @@ def test_a_killed_master_leaves_nothing_that_stops_the_next_start(folder: Path) 
         service.process.wait()
         with serving(folder, bind=service.bind) as second:
             assert second.post("/api/prompt", prompt(agent), token).status == 201
+    wait_for(lambda: servers_of(folder) == [])
+
+
+def test_the_workers_of_a_killed_master_answer_whom_they_have_let_in(folder: Path) -> None:
+    with serving(folder) as service:
+        agent, token = registered(service)
+        with ThreadPoolExecutor(1) as threads, holding_up_prompts(folder) as (blocker, is_waiting):
+            running = threads.submit(service.post, "/api/prompt", prompt(agent), token)
+            wait_for(is_waiting)
+            service.process.kill()
+            service.process.wait()
+            wait_for(lambda: _refuses_connections(service))
+            blocker.rollback()
+            assert running.result().status == 201
     wait_for(lambda: servers_of(folder) == [])
 
 
