@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 T = TypeVar("T")
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 Run = Callable[..., list[Row]]
 
 # The server ends, starts or lost the connection, or turned read-only because another took over: worth the same
@@ -142,11 +144,7 @@ class Database:
                     patience=self._patience,
                 ),
             )
-        try:
-            return looks.submit(None)
-        except QueueFull as error:
-            metrics.database_error(error)
-            raise problems.unavailable() from None
+        return _submitted(looks, None)
 
     def transact(self, work: Callable[[Run], T]) -> T:
         """Do work in one transaction: it gets what runs a statement. It may be called again after a lost connection."""
@@ -175,11 +173,7 @@ class Database:
                     waited=partial(metrics.waited_in_queue, write.type),
                 ),
             )
-        try:
-            return shared.submit(row)
-        except QueueFull as error:
-            metrics.database_error(error)
-            raise problems.unavailable() from None
+        return _submitted(shared, row)
 
     def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row | problems.Problem]]:
         """Store sets of several kinds in one transaction and return, after its commit, an answer for each row.
@@ -329,6 +323,14 @@ class Database:
             )
             pool.open()
             self._pool, self._pid = pool, os.getpid()
+
+
+def _submitted(shared: SharedCommit[Given, Answer], given: Given) -> Answer:
+    try:
+        return shared.submit(given)
+    except QueueFull as error:
+        metrics.database_error(error)
+        raise problems.unavailable() from None
 
 
 def _is_gone(error: psycopg.Error) -> bool:
