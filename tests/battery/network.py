@@ -93,6 +93,9 @@ def _registrations(plan: Plan, computer: Machine, proxy: Proxy) -> Finding:
 
     with ThreadPoolExecutor(10) as threads:
         statuses = list(threads.map(register, agents))
+    while proxy.broken == broken:
+        # Chance has spared all of them.
+        statuses.append(register(agents[0]))
     proxy.fault = None
     wrong = [status for status in statuses if status not in (200, 201)]
     [(used,)] = computer.ask("SELECT uses FROM enrollments WHERE label = 'network'")
