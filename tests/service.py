@@ -157,6 +157,14 @@ def serving(folder: Path, **settings: Any) -> Iterator[Service]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody else is given before this process ends: it stays bound, and who listens may share it.
+
+    A service listens only when its database is there: until then, and between a stop and the next start, another test's
+    service or connection could have got the same.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    probe.detach()
+    return port
