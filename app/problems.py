@@ -59,14 +59,18 @@ def other_device() -> Problem:
     return Problem(403, "other-device", "Forbidden", "The token does not speak for this device.")
 
 
-def unavailable() -> Problem:
-    return Problem(
-        503,
-        "unavailable",
-        "Service unavailable",
-        "The database can't be reached or is too busy. Repeat the request.",
-        headers={"Retry-After": str(RETRY_SECONDS)},
-    )
+class Unavailable(Problem):
+    """The database did not do it. is_locked: since somebody else held what it would have changed."""
+
+    def __init__(self, is_locked: bool = False) -> None:
+        super().__init__(
+            503,
+            "unavailable",
+            "Service unavailable",
+            "The database can't be reached or is too busy. Repeat the request.",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+        self.is_locked = is_locked
 
 
 def overloaded(wait: float) -> Problem:

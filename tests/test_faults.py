@@ -135,6 +135,46 @@ def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
 
 
 @pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
+def test_the_rows_of_a_set_do_not_each_wait_for_a_table_that_somebody_holds(
+    app: Watchpost, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
+    bodies = [prompt(device, prompt=f"number {number}") for number in range(100)]
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(100) as threads:
+        holder.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        answers = threads.map(lambda body: app.test_client().post("/api/prompt", json=body, headers=headers), bodies)
+        assert all(is_unavailable(answer) for answer in answers)
+        # One by one, with a tenth of a second for each, they would take longer.
+        assert time.monotonic() - began < 8
+        holder.rollback()
+
+
+@pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
+def test_a_row_that_somebody_holds_costs_no_other_row_of_its_set(
+    app: Watchpost, headers: dict[str, str], database_url: str, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    def beat(number: int) -> Any:
+        body = {"instance_id": f"instance-{number}", "profile_name": profile}
+        return app.test_client().post("/api/browsers/heartbeat", json=body, headers=headers)
+
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(30) as threads:
+        profile = "before"
+        assert {answer.status_code for answer in threads.map(beat, range(30))} == {201}
+        holder.execute("SELECT FROM browser_instances WHERE instance_id = 'instance-7' FOR UPDATE")
+        profile = "after"
+        # Of several times at least once it is in a set with others.
+        for _ in range(3):
+            answers = list(threads.map(beat, range(30)))
+            assert is_unavailable(answers.pop(7))
+            assert {answer.status_code for answer in answers} == {200}
+        assert rows("SELECT instance_id FROM browser_instances WHERE profile_name = 'before'") == [
+            {"instance_id": "instance-7"}
+        ]
+        holder.rollback()
+        assert beat(7).status_code == 200
+
+
+@pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
 def test_a_batch_that_could_not_be_stored_is_seen_by_readiness_until_one_is_stored(
     client: FlaskClient, device: Agent, headers: dict[str, str], database_url: str
 ) -> None:

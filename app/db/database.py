@@ -44,13 +44,19 @@ GONE = {"57P01", "57P02", "57P03", "25006"}
 # Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
 RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, too slow, or its disk fails.
-BUSY = {"53000", "53100", "53200", "53300", "53400", "55P03", "57014", "57P05", "58000", "58030", "58P01"}
+BUSY = {"53000", "53100", "53200", "53300", "53400", "57014", "57P05", "58000", "58030", "58P01"}
+# Somebody else held what it would change for as long as it may wait.
+LOCKED = "55P03"
 # Its schema is older than this code: migrations are pending.
 BEHIND = {"42P01", "42703"}
 
 # How often a race may be lost, and how many passes a set may take while others change what it looks at.
 MOST_RACES = 4
 MOST_PASSES = 8
+# Of rows that are stored one by one: milliseconds that each waits for a lock, and how many in a row may do so in vain
+# before it is taken for the table's.
+ROW_LOCK_MS = 100
+MOST_LOCKED = 3
 # How long a kind that could not be stored counts as failing when nobody tries again: whoever watches readiness may have
 # sent everybody elsewhere, and waits for it to return.
 FAILING_SECONDS = 4
@@ -212,24 +218,35 @@ class Database:
             self._pool = None
 
     def _write_set(self, write: Write, rows: list[Row]) -> list[Row | Exception]:
-        """Store rows together; if that fails for a fault of one of them, one by one."""
-        try:
-            stored = self._reliably(lambda connection: self._outcomes(connection, write, rows))
+        """Store rows together; if that fails for one of them, one by one."""
+        answers = self._attempt(write, rows)
+        if len(rows) > 1 and isinstance(answers[0], problems.Problem) and not _is_away(answers[0]):
+            answers = []
+            for row in rows:
+                # To find out for each that the database is away, or the whole table locked, would take minutes.
+                answers += answers[-1:] if _is_hopeless(answers) else self._attempt(write, [row], ROW_LOCK_MS)
+        if any(isinstance(answer, dict) for answer in answers):
             self._failed.pop(write.type, None)
-            metrics.stored(write.type, [row["outcome"] for row in stored])
-            return list(stored)
-        except problems.Problem as problem:
-            if problem.status == 503:
-                self._failed[write.type] = time.monotonic()
-            if len(rows) == 1 or problem.status == 503:
-                return [problem] * len(rows)
-        answers: list[Row | Exception] = []
-        for row in rows:
-            last = answers[-1] if answers else None
-            # A database that is away meanwhile is away for the rest too: to find that out for each would take minutes.
-            is_away = isinstance(last, problems.Problem) and last.status == 503
-            answers += answers[-1:] if is_away else self._write_set(write, [row])
+        elif any(isinstance(answer, problems.Unavailable) for answer in answers):
+            self._failed[write.type] = time.monotonic()
         return answers
+
+    def _attempt(self, write: Write, rows: list[Row], lock_ms: int | None = None) -> list[Row | Exception]:
+        """Store rows together. lock_ms: milliseconds that a lock is waited for, if not as usual."""
+
+        def once(connection: Connection) -> list[Row]:
+            if lock_ms is None:
+                return self._outcomes(connection, write, rows)
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = {lock_ms}")
+                return self._outcomes(connection, write, rows)
+
+        try:
+            stored = self._reliably(once)
+        except problems.Problem as problem:
+            return [problem] * len(rows)
+        metrics.stored(write.type, [row["outcome"] for row in stored])
+        return list(stored)
 
     def _outcome(self, connection: Connection, write: Write, row: Row) -> Row | problems.Problem:
         """Store one row in a savepoint, so that its fault leaves the transaction as it was."""
@@ -256,7 +273,7 @@ class Database:
             asked = [ord for ord in asked if answers[ord]["outcome"] is None]
             if not asked:
                 return answers
-        raise problems.unavailable()
+        raise problems.Unavailable()
 
     def _execute(self, connection: Connection, statement: Statement, parameters: Row) -> list[Row]:
         cursor = connection.execute(statement.text, parameters, prepare=self.settings.prepare_statements)
@@ -273,7 +290,7 @@ class Database:
             except (PoolTimeout, TooManyRequests, PoolClosed) as error:
                 log.warning("no database connection", extra={"fields": {"error": type(error).__name__}})
                 metrics.database_error(error)
-                raise problems.unavailable() from None
+                raise problems.Unavailable() from None
             except psycopg.Error as error:
                 # Never the error's text: it quotes rows.
                 fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name}
@@ -330,7 +347,7 @@ def _submitted(shared: SharedCommit[Given, Answer], given: Given) -> Answer:
         return shared.submit(given)
     except QueueFull as error:
         metrics.database_error(error)
-        raise problems.unavailable() from None
+        raise problems.Unavailable() from None
 
 
 def _is_gone(error: psycopg.Error) -> bool:
@@ -345,9 +362,26 @@ def _problem(error: psycopg.Error) -> problems.Problem:
     outcome = problems.CONSTRAINTS.get(error.diag.constraint_name or "")
     if outcome is not None:
         return problems.refused(outcome)
+    if error.sqlstate == LOCKED:
+        return problems.Unavailable(is_locked=True)
     if _is_gone(error) or error.sqlstate in BUSY | RACES | BEHIND:
-        return problems.unavailable()
+        return problems.Unavailable()
     return problems.internal()
+
+
+def _is_away(answer: Row | Exception) -> bool:
+    """Whether a row could not be stored for want of the database, whichever row it was."""
+    return isinstance(answer, problems.Unavailable) and not answer.is_locked
+
+
+def _is_locked(answer: Row | Exception) -> bool:
+    return isinstance(answer, problems.Unavailable) and answer.is_locked
+
+
+def _is_hopeless(answers: list[Row | Exception]) -> bool:
+    """Whether those that come behind these need not be tried."""
+    last = answers[-MOST_LOCKED:]
+    return bool(last) and (_is_away(last[-1]) or (len(last) == MOST_LOCKED and all(map(_is_locked, last))))
 
 
 def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:

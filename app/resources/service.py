@@ -65,6 +65,6 @@ def read_metrics() -> Response:
 def _pending(rows: list[dict[str, Any]]) -> int:
     """How many migrations are not applied. Raises Problem 503, also when the database stores nothing."""
     if db.is_failing() or any(row["is_read_only"] for row in rows):
-        raise problems.unavailable()
+        raise problems.Unavailable()
     applied = {row["migration_id"] for row in rows}
     return sum(name not in applied for name in migrations.names())
