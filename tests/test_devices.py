@@ -484,6 +484,33 @@ def test_one_device_with_many_keys_at_once_keeps_one_of_them(app, bearer, enroll
     assert rows("SELECT count(*) AS n FROM compliance_events WHERE device_id = 'laptop'")[0]["n"] == 19
 
 
+def test_a_forgotten_key_makes_room_for_one_of_many_new_keys_at_once(app, bearer, enrol, enrollment, operate, rows):
+    enrol(Agent("laptop").registration())
+    operate("device", "forget-key", "laptop")
+    headers = bearer(enrollment())
+    agents = [Agent("laptop") for _ in range(20)]
+    requests = [
+        partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers) for agent in agents
+    ]
+    answers = at_once(requests)
+    assert statuses(answers) == [200] + [409] * 19
+    winner = next(agent for agent, answer in zip(agents, answers, strict=True) if answer.status_code == 200)
+    assert rows("SELECT key_thumbprint FROM devices") == [{"key_thumbprint": winner.key.thumbprint()}]
+    assert rows("SELECT count(*) AS n FROM compliance_events WHERE device_id = 'laptop'")[0]["n"] == 19
+
+
+def test_registrations_of_one_device_at_once_each_leave_what_they_give(app, bearer, enrol, enrollment, rows):
+    headers, agent = bearer(enrollment()), Agent()
+    enrol(agent.registration())
+    requests = [
+        partial(app.test_client().post, REGISTER, json=agent.registration(**{field: value}), headers=headers)
+        for field, value in METADATA.items()
+    ]
+    assert statuses(at_once(requests * 4)) == [200] * 16
+    row = rows(DEVICE, agent.device_id)[0]
+    assert {field: row[field] for field in METADATA} == METADATA
+
+
 def test_many_devices_with_one_key_at_once_leave_it_to_one_of_them(app, bearer, enrollment, rows):
     headers, key = bearer(enrollment()), ECKey.generate_key("P-256")
     agents = [Agent(key=key) for _ in range(20)]

@@ -13,7 +13,7 @@ WITH given AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
         ord int, enrollment_id uuid, device_id text, public_key_pem text, key_thumbprint text, hostname text,
-        macs text[], ips text[], os jsonb, browsers jsonb, registered_at bigint, event_id uuid, detected_at bigint
+        macs json, ips json, os jsonb, browsers jsonb, registered_at bigint, event_id uuid, detected_at bigint
     )
     -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
     WHERE r.ord BETWEEN 0 AND 100000
@@ -88,8 +88,18 @@ judged AS (
 queued AS (
     SELECT
         judged.*,
-        row_number() OVER (PARTITION BY judged.enrollment_id, judged.verdict, judged.turn ORDER BY judged.ord) AS place
+        row_number() OVER (PARTITION BY judged.enrollment_id, judged.verdict, judged.turn ORDER BY judged.ord) AS place,
+        -- A set may register a device more than once: of each field the last that was given counts.
+        first_value(judged.hostname) OVER same AS last_hostname,
+        (array_agg(judged.macs) FILTER (WHERE judged.macs IS NOT NULL) OVER same)[1] AS last_macs,
+        (array_agg(judged.ips) FILTER (WHERE judged.ips IS NOT NULL) OVER same)[1] AS last_ips,
+        (array_agg(judged.os) FILTER (WHERE judged.os IS NOT NULL) OVER same)[1] AS last_os,
+        (array_agg(judged.browsers) FILTER (WHERE judged.browsers IS NOT NULL) OVER same)[1] AS last_browsers
     FROM judged
+    WINDOW same AS (
+        PARTITION BY judged.device_id, judged.key_thumbprint, judged.verdict ORDER BY judged.ord DESC
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    )
 ),
 
 stored AS (
@@ -100,11 +110,11 @@ stored AS (
         device_id,
         public_key_pem,
         key_thumbprint,
-        hostname,
-        macs,
-        ips,
-        os,
-        browsers,
+        last_hostname,
+        CASE WHEN last_macs IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(last_macs)) END,
+        CASE WHEN last_ips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(last_ips)) END,
+        last_os,
+        last_browsers,
         coalesce(to_timestamp(registered_at / 1000.0), now())
     FROM queued
     WHERE turn = 1 AND (verdict = 'known' OR (verdict = 'new' AND place <= uses_left))
@@ -122,13 +132,14 @@ stored AS (
         d.revoked_at IS NULL
         AND (d.key_thumbprint = excluded.key_thumbprint OR d.key_thumbprint IS NULL)
     -- xmax is 0 in a row that was inserted and never locked.
-    RETURNING d.device_id, d.registered_at, d.xmax = 0 AS inserted
+    RETURNING d.device_id, d.key_thumbprint, d.registered_at, d.xmax = 0 AS inserted
 ),
 
 decided AS MATERIALIZED (
     SELECT
         queued.*,
         stored.registered_at AS stored_at,
+        stored.key_thumbprint AS stored_thumbprint,
         stored.inserted
     FROM queued
     FULL JOIN stored ON queued.device_id = stored.device_id
@@ -183,7 +194,8 @@ SELECT
         WHEN decided.turn > 1 AND decided.verdict = 'new' THEN NULL
         WHEN decided.verdict = 'new' AND decided.place > decided.uses_left
             THEN CASE WHEN decided.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
-        WHEN decided.inserted IS NULL THEN NULL
+        -- Of two keys for a device whose key was forgotten the first is stored: the other is a conflict by now.
+        WHEN decided.inserted IS NULL OR decided.key_thumbprint != decided.stored_thumbprint THEN NULL
         WHEN decided.inserted THEN 'created'
         ELSE 'updated'
     END AS outcome,
