@@ -326,6 +326,8 @@ def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: 
     [
         ("hold", "create", "--reason", "r"),
         ("hold", "create", "--device", "d"),
+        ("hold", "create", "--device", "", "--from", "2026-01-01", "--reason", "r"),
+        ("hold", "create", "--device", "d\udcff", "--reason", "r"),
         ("hold", "create", "--from", "2026-02-01", "--to", "2026-01-01", "--reason", "r"),
         ("hold", "create", "--from", "yesterday", "--reason", "r"),
         ("device", "erase", "d"),
@@ -335,6 +337,14 @@ def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: 
 def test_a_command_that_is_called_wrongly_exits_with_2(command: Any, rows: Rows, arguments: tuple[str, ...]) -> None:
     assert command(*arguments).exit_code == 2
     assert rows("SELECT * FROM legal_holds") == []
+
+
+def test_a_reason_need_not_be_utf_8(reported: Any, command: Any, rows: Rows) -> None:
+    one, _, _ = reported
+    assert command("device", "erase", one.device_id, "--reason", "ticket \udcff").exit_code == 0
+    assert rows("SELECT details FROM audit_log WHERE action = 'device.erase'") == [
+        {"details": {"reason": "ticket \ufffd"}}
+    ]
 
 
 def test_a_device_that_there_is_not_can_not_be_erased(command: Any, rows: Rows) -> None:

@@ -87,7 +87,7 @@ def erase_user(username: str, reason: str, as_json: bool) -> None:
 
 def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as_json: bool) -> None:
     _refuse_held(whose)
-    begun, blanked = entry(f"{kind}.erase", target, reason=reason), entry("browser_instances.erase", target)
+    begun, blanked = entry(f"{kind}.erase", target, reason=storable(reason)), entry("browser_instances.erase", target)
 
     def things(run: pages.Run) -> int:
         """What has no time of its own."""

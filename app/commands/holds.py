@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
+from app.auth.jws import is_name
 from app.commands.audit import audited
 from app.commands.shell import as_json, show, show_one, with_database
 from app.db import owner, statement
@@ -34,11 +35,14 @@ def hold() -> None:
 @with_database
 def create(device_id: str | None, since: datetime | None, until: datetime | None, reason: str, as_json: bool) -> None:
     """Hold the rows of a device, of a time, or of a device in a time, and print the hold's id."""
+    if device_id is not None and not is_name(device_id, 128):
+        # Such as a variable of the shell that was not set: the hold would be of nothing.
+        raise click.BadParameter("must be 1 to 128 printable ASCII characters", param_hint="--device")
     if not (device_id or since or until):
         raise click.UsageError("say what to hold: --device, --from, --to")
     if since and until and since >= until:
         raise click.BadParameter("must be later than --from", param_hint="--to")
-    if device_id and not (device_id.isprintable() and owner.run(SELECT_DEVICE, device_id=device_id)):
+    if device_id and not owner.run(SELECT_DEVICE, device_id=device_id):
         click.echo(f"there is no device {device_id} yet; what it will report is held", err=True)
     hold_id = uuid.uuid4()
     parameters = {"hold_id": hold_id, "device_id": device_id, "reason": storable(reason)}
