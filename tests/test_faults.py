@@ -115,6 +115,19 @@ def test_killed_backends_cost_no_request(
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 400}]
 
 
+@pytest.mark.direct("PgBouncer, not the service, has the connections that are let go")
+def test_connections_that_the_server_let_go_because_they_were_idle_cost_no_request(
+    settings: Settings, device: Agent, headers: dict[str, str]
+) -> None:
+    impatient = settings.database_url + "&options=-c%20idle_session_timeout%3D100ms"
+    app = create_app(replace(settings, database_url=impatient))
+    for number in range(3):
+        answer = app.test_client().post("/api/prompt", json=prompt(device, prompt=f"number {number}"), headers=headers)
+        assert answer.status_code == 201
+        time.sleep(0.3)
+    app.extensions["db"].close()
+
+
 @pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
 def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
     client: FlaskClient,
