@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import uuid
 from typing import Any
 
 from app import problems
@@ -87,6 +88,8 @@ def _identify(row: Row, id_field: str, time_field: str) -> None:
             raise problems.invalid({"json": {id_field: [message]}})
     if row[time_field] is None:
         row[time_field] = int(time.time() * 1000)
+        # Of two reports in one millisecond with the same content neither is the other's repeat.
+        row[id_field] = row[id_field] or str(uuid.uuid4())
     if row[id_field] is None:
         row[id_field] = _content_id(
             {name: value for name, value in row.items() if value is not None and name != "key_thumbprint"}

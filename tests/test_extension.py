@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,13 @@ class TimelessTests(EventTests):
         answer = post({**timeless, self.time: None, self.id: None})
         assert answer.status_code == 201
         assert (str(stored()[0][self.id]), stored()[0][self.time]) == (answer.json[self.id], answer.json[self.time])
+
+    def test_reports_without_time_and_id_are_each_stored(self, post, stored, timeless, now_ms, monkeypatch):
+        """Also those of one millisecond, as all of a batch may be."""
+        monkeypatch.setattr("app.writes.time", SimpleNamespace(time=lambda: now_ms / 1000))
+        del timeless[self.id]
+        assert [post(timeless).status_code for _ in range(3)] == [201] * 3
+        assert [row[self.time] for row in stored()] == [now_ms] * 3
 
     def test_the_time_in_a_uuid7_counts_when_no_other_is_given(self, post, stored, timeless, now_ms):
         timeless[self.id] = uuid7(now_ms - DAY_MS)
