@@ -128,6 +128,21 @@ def test_connections_that_the_server_let_go_because_they_were_idle_cost_no_reque
     app.extensions["db"].close()
 
 
+@pytest.mark.direct("this test's time limit reaches the server as `options`, which PgBouncer does not pass on")
+def test_a_transaction_that_the_server_ends_for_its_length_is_503(
+    settings: Settings, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
+    app = create_app(
+        replace(settings, database_url=settings.database_url + "&options=-c%20transaction_timeout%3D300ms")
+    )
+    with psycopg.connect(database_url) as blocker:
+        if blocker.info.server_version < 170000:
+            pytest.skip("transaction_timeout came with PostgreSQL 17")
+        blocker.execute("LOCK TABLE prompts")
+        assert is_unavailable(app.test_client().post("/api/prompt", json=prompt(device), headers=headers))
+    app.extensions["db"].close()
+
+
 @pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
 def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
     client: FlaskClient,

@@ -40,11 +40,11 @@ Run = Callable[..., list[Row]]
 
 # The server ends, starts or lost the connection, or let it go because it was idle, or turned read-only because another
 # took over: worth the same statement again on another connection, since every statement is idempotent.
-GONE = {"57P01", "57P02", "57P03", "57P05", "25006"}
+GONE = {"57P01", "57P02", "57P03", "57P05", "25P03", "25006"}
 # Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
 RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, too slow, or its disk fails.
-BUSY = {"53000", "53100", "53200", "53300", "53400", "57014", "58000", "58030", "58P01"}
+BUSY = {"53000", "53100", "53200", "53300", "53400", "57014", "25P04", "58000", "58030", "58P01"}
 # Somebody else held what it would change for as long as it may wait.
 LOCKED = "55P03"
 # Its schema is older than this code: migrations are pending.
