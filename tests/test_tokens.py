@@ -412,6 +412,19 @@ def test_the_ids_of_two_devices_never_collide(register: Callable[..., Agent], as
     assert used(rows) == 2
 
 
+def test_a_used_assertion_is_remembered_for_some_minutes_more(device: Agent, ask: Ask, rows: Rows) -> None:
+    """By the database's clock, which may be ahead of the one that says whether an assertion has expired."""
+    expire = "UPDATE client_assertions SET expires_at = now() - %s * interval '1 minute'"
+    assertion = device.assertion(TOKEN_ENDPOINT)
+    assert ask(assertion).status_code == 200
+    rows(expire, 4)
+    assert ask(device.assertion(TOKEN_ENDPOINT)).status_code == 200
+    assert_refused(ask(assertion), 401, "invalid_client")
+    rows(expire, 6)
+    assert ask(device.assertion(TOKEN_ENDPOINT)).status_code == 200
+    assert used(rows) == 1
+
+
 def test_of_twenty_uses_at_once_exactly_one_gets_a_token(app: Watchpost, device: Agent, rows: Rows) -> None:
     form = device.token_request(TOKEN_ENDPOINT)
     with ThreadPoolExecutor(20) as pool:
