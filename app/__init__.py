@@ -102,6 +102,8 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
             allow_headers=["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After", "WWW-Authenticate"],
             supports_credentials=False,
+            # Only whom a browser asks for: each answer would name all origins otherwise.
+            always_send=False,
             max_age=3600,
         )
     for command in COMMANDS:

@@ -264,6 +264,16 @@ def test_by_default_no_origin_may(origin: str, client: FlaskClient) -> None:
 
 
 @with_origins
+def test_who_names_no_origin_is_told_of_none(
+    client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any]
+) -> None:
+    """Nor on the whole way, which the first request of a token and each refused body go."""
+    answers = [client.post("/api/prompt", json=body, headers=headers) for body in (prompt, prompt, {})]
+    assert [answer.status_code for answer in answers] == [201, 200, 400]
+    assert [cors(answer) for answer in answers] == [[], [], []]
+
+
+@with_origins
 def test_an_extension_reads_answers_and_refusals(
     client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any], rows: Rows
 ) -> None:
