@@ -20,7 +20,7 @@ from flask import Flask
 from app import logs, problems, requests
 from app.auth import Auth
 from app.db import Database
-from app.limits import COUNTED, PLACE_BYTES, Limits
+from app.limits import COUNTED, PLACE_BYTES, Limits, Places
 from app.writes import Row, Write
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -84,19 +84,15 @@ class Express:
         if token is None or write.scope not in token.scopes:
             return None
         request_id = logs.request_id(environ.get("HTTP_X_REQUEST_ID"))
-        capacity = self._limits.capacity
         headers = [("Content-Type", "application/json")]
         try:
-            capacity.take(write.share, 1)
-            try:
+            with Places(self._limits.capacity, write.share, 1) as places:
                 self._limits.count(token.subject, None)
-                with capacity.claimed(token.subject, 1):
-                    body = _body(environ, write, int(length))
-                    if body is None:
-                        return None
-                    stored, status = write.store_for(body, token, self._db)
-            finally:
-                capacity.give_back(1)
+                places.claim(token.subject)
+                body = _body(environ, write, int(length))
+                if body is None:
+                    return None
+                stored, status = write.store_for(body, token, self._db)
             content = orjson.dumps(write.answer.dump(stored))
         except Exception as error:
             problem = problems.of(error, request_id)

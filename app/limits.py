@@ -11,8 +11,6 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from flask import Flask, current_app, request
@@ -30,7 +28,7 @@ EVENTS, REPORTS, HEARTBEATS = 1.0, 0.8, 0.5
 COUNTED = "watchpost.counted"
 # A request takes one place, and one more for each of so many bytes that it may have in memory.
 PLACE_BYTES = 65536
-# What gzip is taken to make of a body, as long as nobody has looked.
+# What gzip is taken to make of a body, until it is known.
 INFLATION = 10
 # The share of a worker's capacity that one caller may have, and places that it may have in any case: who sends slowly
 # on many connections would otherwise have all of it.
@@ -147,8 +145,11 @@ class Capacity:
         self._is_watched = False
         self._pace = self._refused = 0.0
 
-    def take(self, share: float, places: int) -> None:
-        """Take places until `give_back`. Raises Problem 503 when so large a share of them is in use."""
+    def take(self, share: float, places: int, own: int = 0) -> None:
+        """Take places until `give_back`. Raises Problem 503 when so large a share of them is in use.
+
+        own: places that this request has already.
+        """
         now = time.monotonic()
         if not self._is_watched:
             self._is_watched = True
@@ -159,33 +160,35 @@ class Capacity:
             self._began, self._admitted = now, 0
         most = self._places * share
         # An idle worker takes whatever comes, be it larger than its share.
-        is_full = self.taken and self.taken + places > most
-        if is_full or (self._in_turn >= most and now > self._turn_began + LATE_SECONDS):
+        is_full = self.taken > own and self.taken + places > most
+        if is_full or (not own and self._in_turn >= most and now > self._turn_began + LATE_SECONDS):
             self._refused += 1
             raise problems.overloaded(random.uniform(1, self._longest_wait(now)))  # noqa: S311
         self.taken += places
-        self._in_turn += 1
-        self._admitted += 1
+        if not own:
+            self._in_turn += 1
+            self._admitted += 1
 
     def give_back(self, places: int) -> None:
         self.taken -= places
 
-    @contextmanager
-    def claimed(self, caller: str, places: int) -> Iterator[None]:
-        """Have taken places be this caller's. Raises Problem 429 when so many are its own; one request it may have."""
+    def claim(self, caller: str, places: int, own: int = 0) -> None:
+        """Have taken places be this caller's until `disclaim`. Raises Problem 429 when so many are its own.
+
+        own: those that it has for the same request, of which it may have one of any size.
+        """
         claimed = self._claimed.get(caller, 0)
-        if claimed and claimed + places > self._most_of_one:
+        if claimed > own and claimed + places > self._most_of_one:
             raise problems.too_many(1)
         self._claimed[caller] = claimed + places
-        try:
-            yield
-        finally:
-            left = self._claimed.get(caller, 0) - places
-            if left > 0:
-                self._claimed[caller] = left
-            else:
-                # With threads two of its requests may have counted as one: the second finds nothing left.
-                self._claimed.pop(caller, None)
+
+    def disclaim(self, caller: str, places: int) -> None:
+        left = self._claimed.get(caller, 0) - places
+        if left > 0:
+            self._claimed[caller] = left
+        else:
+            # With threads two of its requests may have counted as one: the second finds nothing left.
+            self._claimed.pop(caller, None)
 
     def _longest_wait(self, now: float) -> float:
         """Seconds that it would take to serve all that was refused lately; who was, comes back spread over them.
@@ -203,6 +206,42 @@ class Capacity:
             if not self._in_turn:
                 break
         self._is_watched = False
+
+
+class Places:
+    """Places that a request has until it is answered. Raises Problem 503 when there are not so many of this share."""
+
+    def __init__(self, capacity: Capacity, share: float, number: int) -> None:
+        self._capacity = capacity
+        self._share = share
+        self._caller = ""
+        self._claimed = 0
+        capacity.take(share, number)
+        self._taken = number
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._capacity.give_back(self._taken)
+        if self._claimed:
+            self._capacity.disclaim(self._caller, self._claimed)
+
+    def claim(self, caller: str) -> None:
+        """Have them be this caller's. Raises Problem 429 when it has too many."""
+        self._capacity.claim(caller, self._taken)
+        self._caller, self._claimed = caller, self._taken
+
+    def grow(self, size: int) -> None:
+        """Have enough of them for so many bytes. Raises Problem 429 or 503."""
+        more = 1 + size // PLACE_BYTES - self._taken
+        if more <= 0:
+            return
+        if self._claimed:
+            self._capacity.claim(self._caller, more, self._claimed)
+            self._claimed += more
+        self._capacity.take(self._share, more, self._taken)
+        self._taken += more
 
 
 class Limits:
@@ -261,14 +300,17 @@ def _subscriber(address: str) -> str:
     return str(found.ipv4_mapped or ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
-def places(largest: int) -> int:
-    """Places of the current request, by what it says of its body. largest: bytes that its route takes."""
+def take_places(share: float, largest: int) -> Places:
+    """Take places for the current request, by what it says of its body. Raises Problem 503.
+
+    share: of the worker's capacity, up to which it is served. largest: bytes that its route takes.
+    """
     length = request.content_length
     if length is None:
         length = largest if "HTTP_TRANSFER_ENCODING" in request.environ else 0
     elif "HTTP_CONTENT_ENCODING" in request.environ:
         length *= INFLATION
-    return 1 + min(length, largest) // PLACE_BYTES
+    return Places(limits.capacity, share, 1 + min(length, largest) // PLACE_BYTES)
 
 
 limits = cast(Limits, LocalProxy(lambda: current_app.extensions["limits"]))

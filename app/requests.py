@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
 from app import problems
+from app.limits import PLACE_BYTES
 
 LARGEST_BODY = 1024 * 1024
 LARGEST_BATCH = 8 * LARGEST_BODY
@@ -67,17 +69,22 @@ class Request(flask.Request):
         fed = False
         try:
             while chunk := stream.read(65536):
-                while chunk:
+                # What is small may take long: others have their turn.
+                time.sleep(0)
+                is_more = False
+                while chunk or is_more:
                     fed = True
-                    piece = inflater.decompress(chunk, left + 1)
+                    most = min(left + 1, PLACE_BYTES)
+                    piece = inflater.decompress(chunk, most)
                     left -= len(piece)
                     if left < 0:
                         raise RequestEntityTooLarge
+                    flask.g.places.grow(limit - left)
                     pieces.append(piece)
-                    chunk = inflater.unconsumed_tail
+                    chunk, is_more = inflater.unconsumed_tail, len(piece) == most
                     if inflater.eof:
                         # RFC 1952: a file may be several members, one behind the other.
-                        chunk = inflater.unused_data
+                        chunk, is_more = inflater.unused_data, False
                         inflater, fed = zlib.decompressobj(wbits=31), False
         except zlib.error:
             raise _not_gzip() from None

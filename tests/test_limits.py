@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -29,6 +30,7 @@ from tests.conftest import TOKEN_ENDPOINT
 from tests.service import free_port
 
 WRONG = {"Authorization": "Bearer not.a.token"}
+GZIP = {"Content-Encoding": "gzip"}
 
 
 def prompt(agent: Agent, number: int = 0) -> dict[str, Any]:
@@ -339,6 +341,37 @@ def test_who_sends_slowly_on_many_connections_has_a_part_of_the_places_only(
     assert {answer.result().status_code for answer in answers} <= {200, 201}
     assert app.test_client().post("/api/prompt", json=prompt(slow, 1), headers=headers).status_code == 201
     assert rows("SELECT count(*) AS stored FROM prompts WHERE prompt = 'prompt 1'") == [{"stored": 1}]
+
+
+@with_limits(connections=320)
+def test_a_body_takes_the_places_of_what_it_is_inflated_to(
+    limits: Any, app: Watchpost, device: Agent, headers: Any, database_url: str
+) -> None:
+    items = [{"type": "prompt", "body": prompt(device)}]
+    # 33 places, of the 40 that one caller may have; as it comes it is smaller than one.
+    body = gzip.compress(json.dumps({"items": items}).encode().ljust(2 << 20))
+    assert len(body) < 4096
+
+    def post(path: str, **more: Any) -> Any:
+        return app.test_client().post(path, headers={**headers, "Content-Type": "application/json", **GZIP}, **more)
+
+    capacity = app.extensions["limits"].capacity
+    with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as threads:
+        holder.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
+        first = threads.submit(post, "/api/batch", data=body)
+        deadline = time.monotonic() + 20
+        while capacity.taken < 33:
+            assert time.monotonic() < deadline, capacity.taken
+            time.sleep(0.01)
+        for _ in range(3):
+            assert_refused(post("/api/batch", data=body))
+            assert capacity.taken == 33
+        small = gzip.compress(json.dumps({"device_id": device.device_id}).encode())
+        assert post("/api/devices/heartbeat", data=small).status_code == 200
+        holder.rollback()
+        assert first.result().json["results"][0]["status"] == 201
+    assert post("/api/batch", data=body).json["results"][0]["status"] == 200
+    assert (capacity.taken, capacity._claimed) == (0, {})
 
 
 @with_limits(statement_timeout_ms=500, pool_wait_seconds=1)

@@ -20,7 +20,7 @@ from werkzeug.local import LocalProxy
 from app import metrics, problems
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
-from app.limits import COUNTED, EVENTS, limits, places
+from app.limits import COUNTED, EVENTS, limits, take_places
 from app.openapi import documented
 from app.requests import LARGEST_BODY
 from app.scopes import REGISTER
@@ -198,22 +198,17 @@ def require(*scopes: str, share: float = EVENTS, largest: int = LARGEST_BODY) ->
         @wraps(view)
         def known(*args: Any, **kwargs: Any) -> Any:
             caller = token()
-            if REGISTER in caller.scopes:
-                # An enrolment is many laptops'.
-                return view(*args, **kwargs)
-            with limits.capacity.claimed(caller.subject, places(largest)):
-                return view(*args, **kwargs)
+            # An enrolment is many laptops'.
+            if REGISTER not in caller.scopes:
+                g.places.claim(caller.subject)
+            return view(*args, **kwargs)
 
         trusted = _guard(list(scopes))(known)
 
         @wraps(trusted)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            capacity, needed = limits.capacity, places(largest)
-            capacity.take(share, needed)
-            try:
+            with take_places(share, largest) as g.places:
                 return trusted(*args, **kwargs)
-            finally:
-                capacity.give_back(needed)
 
         guarded.scopes = scopes  # type: ignore[attr-defined]
         answers = {"401": "Problem401", "403": "Problem403", "429": "Problem429", "503": "Problem503"}

@@ -32,7 +32,7 @@ from app.auth import jws
 from app.auth.guard import auth
 from app.auth.keys import NOBODYS_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
 from app.db import db, statement
-from app.limits import REPORTS, limits
+from app.limits import REPORTS, limits, take_places
 
 SELECT_KEY = statement("devices/select_key")
 USE_ASSERTION = statement("auth/use_assertion")
@@ -260,11 +260,8 @@ def respond() -> Response:
     flask_request.max_content_length = flask_request.max_form_memory_size = LARGEST_FORM
     limits.check_address()
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
-    limits.capacity.take(REPORTS, 1)
-    try:
+    with take_places(REPORTS, LARGEST_FORM) as g.places:
         response = endpoint.create_token_response()
-    finally:
-        limits.capacity.give_back(1)
     if response.status_code >= 400:
         limits.refused()
     return response
