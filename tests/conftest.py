@@ -98,7 +98,12 @@ def memory_folder() -> str | None:
 
 
 def migrate(*, host: str, port: int, user: str, dbname: str, **_: Any) -> None:
-    migrations.apply(f"postgresql://{user}@/{dbname}?host={host}&port={port}")
+    url = f"postgresql://{user}@/{dbname}?host={host}&port={port}"
+    migrations.apply(url)
+    # PgBouncer passes no other limits on than the role's: as `settings` has them.
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER ROLE watchpost_writer SET lock_timeout = '30s'")
+        connection.execute("ALTER ROLE watchpost_writer SET statement_timeout = '60s'")
 
 
 template = factories.postgresql_noproc(user="postgres", dbname="tests", load=[migrate])
@@ -157,7 +162,9 @@ def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path
         signing_keys=str(copy),
         data_dir=str(tmp_path),
         pool_size=4,
-        pool_wait_seconds=2,
+        # So long that a machine which stalls for some seconds fails no test; those of these limits set shorter ones.
+        pool_wait_seconds=30,
+        statement_timeout_ms=60_000,
     )
 
 
@@ -290,9 +297,11 @@ def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
         with ThreadPoolExecutor(len(requests)) as pool, psycopg.connect(database_url) as holder:
             holder.execute(lock)
             answers = [pool.submit(request) for request in requests]
-            deadline = time.monotonic() + 10
+            # Less than they wait for it.
+            deadline = time.monotonic() + 20
             while rows(waiting)[0]["n"] < len(requests):
                 assert time.monotonic() < deadline, "the requests don't wait for the lock"
+                time.sleep(0.01)
             holder.commit()
         return [answer.result() for answer in answers]
 
