@@ -98,9 +98,9 @@ def test_the_databases_state_is_told(rows, scrape) -> None:
     assert 89 < (value(text, until) - time.time()) / 86400 < 124
     empty = value(text, size)
     rows("DELETE FROM _yoyo_migration WHERE migration_id LIKE '0003%'")
-    last = rows("SELECT max(relname) AS name FROM pg_class WHERE relname ~ '^prompts_[0-9]+$'")[0]["name"]
+    months = rows("SELECT relname AS name FROM pg_class WHERE relname ~ '^prompts_[0-9]+$' ORDER BY relname")
     # A gap before the last month: what comes behind it does not count.
-    rows(f"ALTER TABLE prompts DETACH PARTITION {last[:-2] + f'{int(last[-2:]) - 1:02}'}")
+    rows(f"ALTER TABLE prompts DETACH PARTITION {months[-2]['name']}")
     rows(
         'INSERT INTO prompts (device_id, instance_id, site, url, prompt, "timestamp", prompt_id)'
         " SELECT 'd', 'i', 's', 'u', repeat('p', 999), 1420070400000, gen_random_uuid() FROM generate_series(1, 500)"
