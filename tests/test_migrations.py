@@ -175,7 +175,7 @@ def test_a_lock_that_is_held_is_waited_for_in_small_steps(empty_url: str, monkey
         assert not applied.done()
         # Whoever writes meanwhile waits for a step, not for the holder.
         with psycopg.connect(empty_url, autocommit=True) as writer:
-            writer.execute("SET lock_timeout = '1s'")
+            writer.execute("SET lock_timeout = '20s'")
             writer.execute("SELECT count(*) FROM prompts")
         holder.rollback()
         assert applied.result(timeout=30)[0] == "0010.partition-event-tables"
@@ -341,7 +341,7 @@ def test_the_previous_release_writes_while_this_one_migrates(empty_url: str, edi
     def write(number: int) -> dict[str, int]:
         """Send the statements in turn until the migration is over, and some times more."""
         sent: Counter[str] = Counter()
-        rounds_left = 20
+        rounds_left = 30
         with psycopg.connect(empty_url, autocommit=True, prepare_threshold=0) as connection:
             connection.execute("SET lock_timeout = '2500ms'")
             while rounds_left:

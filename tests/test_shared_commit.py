@@ -30,17 +30,17 @@ class Store:
     def __call__(self, rows: list[int]) -> list[int | Exception]:
         self.sets.append(rows)
         self.entered.release()
-        self.gate.wait(10)
+        self.gate.wait(60)
         return [ValueError(row) if row < 0 else row * 10 for row in rows]
 
 
 def shared(store: Store, **limits: Any) -> SharedCommit[int, int]:
-    return SharedCommit(store, **{"max_rows": 100, "max_waiting": 1000, "patience": 5, **limits})
+    return SharedCommit(store, **{"max_rows": 100, "max_waiting": 1000, "patience": 60, **limits})
 
 
 def queued(commit: SharedCommit[int, int], amount: int) -> None:
     """Return when so many rows wait behind the set that is running."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while len(commit._queue) < amount:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -54,7 +54,7 @@ def test_a_leader_waits_a_moment_for_as_many_as_the_set_before_had(monkeypatch: 
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(commit.submit, row) for row in range(3)]
         # Who is alone next is expected to come with two others, but nobody is waited for longer than the limit.
-        assert sorted(answer.result(10) for answer in answers) == [0, 10, 20]
+        assert sorted(answer.result(19) for answer in answers) == [0, 10, 20]
         assert [len(rows) for rows in store.sets] == [3]
         monkeypatch.setattr("app.db.shared_commit.GATHER_SECONDS", 0.01)
         assert threads.submit(commit.submit, 4).result(10) == 40
@@ -134,13 +134,13 @@ def test_who_loses_patience_leaves_the_queue_and_is_not_stored_later() -> None:
 def test_a_leader_that_fails_takes_its_set_with_it_and_passes_the_lead_on() -> None:
     def run(rows: list[int]) -> list[int | Exception]:
         entered.set()
-        gate.wait(10)
+        gate.wait(60)
         if 0 in rows:
             raise RuntimeError("lost")
         return list(rows)
 
     entered, gate = threading.Event(), threading.Event()
-    commit: SharedCommit[int, int] = SharedCommit(run, max_rows=10, max_waiting=10, patience=5)
+    commit: SharedCommit[int, int] = SharedCommit(run, max_rows=10, max_waiting=10, patience=60)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(commit.submit, 0)
         entered.wait(10)
@@ -206,7 +206,7 @@ def test_rows_that_are_stored_one_by_one_do_not_each_wait_for_a_database_that_is
         END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON prompts FOR EACH ROW EXECUTE FUNCTION refuse()
     """)
-    app = create_app(replace(settings, statement_timeout_ms=500))
+    app = create_app(replace(settings, statement_timeout_ms=1000))
     # Those that are refused come first in their statement, and its failure is theirs.
     bodies = [prompt(device, now_ms + n - 1000 * (n % 4 == 0), site="site" if n % 4 else "refused") for n in range(40)]
     began = time.monotonic()
@@ -214,7 +214,8 @@ def test_rows_that_are_stored_one_by_one_do_not_each_wait_for_a_database_that_is
         answers = list(
             threads.map(lambda body: app.test_client().post("/api/prompt", json=body, headers=headers), bodies)
         )
-    assert time.monotonic() - began < 8
+    # A few times as long as one may take; each for itself, the thirty that are not refused would take thirty seconds.
+    assert time.monotonic() - began < 25
     assert {answer.status_code for answer in answers} <= {500, 503}
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 0}]
     app.extensions["db"].close()

@@ -135,7 +135,8 @@ def test_a_promoted_standby_has_all_that_was_acknowledged_and_the_service_goes_o
         assert acknowledged <= stored
         assert set().union(*(writer.statuses for writer in writers)) <= {200, 201, 503}
         assert service.get("/readyz").status == 200
-        assert took < 15
+        # A few seconds, if the machine is not busy with something else.
+        assert took < 60
 
 
 def test_lists_are_read_from_the_standby_and_nothing_else_is(pair: Pair) -> None:
