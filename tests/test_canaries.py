@@ -12,7 +12,8 @@ def test_no_marked_secret_gets_where_it_must_not(folder: Path, database_url: str
     search = canaries.Search(canaries.Marks())
     with (
         canaries.temporary_folder(folder) as temporary,
-        canaries.site(folder, database_url, search, workers=1, statement_timeout_ms=200) as site,
+        # Requests wait for a lock for half of that, and in the meantime the worker has to be killed.
+        canaries.site(folder, database_url, search, workers=1, statement_timeout_ms=1000) as site,
     ):
         canaries.bodies(site, ("/api/prompt",))
         canaries.callers(site)

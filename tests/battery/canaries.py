@@ -113,7 +113,7 @@ class Site:
         for agent in (self.device, self.other):
             marks.add_pem("public key", agent.public_key_pem)
             body = agent.registration(hostname=self.words["hostname"])
-            assert service.post("/api/devices/register", body, self.enrollment).status == 201
+            self.taken("/api/devices/register", body, self.enrollment)
         self.token, self.others_token = self.access(self.device), self.access(self.other)
 
     def form(self, agent: Agent, **more: str) -> dict[str, str]:
@@ -126,9 +126,15 @@ class Site:
         return self.service.post("/api/auth/token", urllib.parse.urlencode(form).encode(), **headers)
 
     def access(self, agent: Agent, **more: str) -> str:
-        token = str(self.ask_token(self.form(agent, **more)).json["access_token"])
+        answer = _patiently(lambda: self.ask_token(self.form(agent, **more)))
+        token = str(answer.json["access_token"])
         self.search.marks.add_token("access token", token)
         return token
+
+    def taken(self, path: str, body: Any, token: str) -> None:
+        """Send what is to be stored, as a client does: again after 503. It gives up soon on its database."""
+        answer = _patiently(lambda: self.service.post(path, body, token))
+        assert answer.status in (200, 201), answer.body
 
     def bodies(self) -> dict[str, dict[str, Any]]:
         """A valid body for each route, marked wherever it may be."""
@@ -211,6 +217,13 @@ class Site:
         head = answer.partition(b"\r\n\r\n")[0].lower()
         if b"\x1b" in head or b"set-cookie" in head:
             self.search.leaks.add(f"what was sent in a header of the answer to {kind}")
+
+
+def _patiently(send: Callable[[], Answer]) -> Answer:
+    deadline = time.monotonic() + 60
+    while (answer := send()).status == 503 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return answer
 
 
 def bodies(site: Site, paths: tuple[str, ...] = ()) -> None:
@@ -308,9 +321,9 @@ def callers(site: Site) -> None:
     reads = site.access(site.device, scope="devices:write")
     site.post("a scope that lacks", "/api/prompt", prompt, reads)
     site.post("another's name", "/api/prompt", prompt, site.others_token)
-    assert site.service.post("/api/prompt", prompt, site.token).status == 201
+    site.taken("/api/prompt", prompt, site.token)
     site.post("other content", "/api/prompt", prompt | {"prompt": marks["prompt"] + " again"})
-    assert site.service.post("/api/browsers/heartbeat", {"instance_id": "i"}, site.token).status in (200, 201)
+    site.taken("/api/browsers/heartbeat", {"instance_id": "i"}, site.token)
     instance = {"instance_id": "i", "profile_name": marks["username"]}
     site.post("another's instance", "/api/browsers/heartbeat", instance, site.others_token)
     stranger = Agent(site.device.device_id).registration(hostname=marks["hostname"])
