@@ -19,9 +19,10 @@ from tests.fleet import Fleet
 # Of the whole time, what goes by before the first look: pools, caches and the allocator fill.
 WARM_UP = 0.3
 LONGEST_WARM_UP = 300
-# What a worker may grow by afterwards: memory in MiB; descriptors, since a pool opens and closes connections; threads.
+# What a worker may grow by afterwards: memory in MiB; descriptors, since a pool opens and closes as many connections as
+# it has places; threads.
 MOST_MEMORY = 8.0
-MOST_DESCRIPTORS = 4
+MOST_DESCRIPTORS = 8
 MOST_THREADS = 2
 RATE = 10
 
