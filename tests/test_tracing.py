@@ -79,7 +79,8 @@ class Receiver(BaseHTTPRequestHandler):
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     collector = Collector()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://user:SECRET@127.0.0.1:{collector.server_port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    # What is not taken within so many seconds is dropped, and would be missed.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "watchpost-test")
     # How long a span may wait for others to be sent with, in milliseconds.
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -172,7 +173,7 @@ def nobody_waits_for_a_collector_that_is_away(service: Service, agent: Agent, to
     began = time.monotonic()
     service.post("/api/prompt", prompt(agent, "away again"), token)
     service.end()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
 
 
 def test_without_a_collector_nothing_of_it_is_imported() -> None:
