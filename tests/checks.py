@@ -29,7 +29,7 @@ def at_once(requests: list[Callable[[], Any]]) -> list[Any]:
     start = threading.Barrier(len(requests))
 
     def run(request: Callable[[], Any]) -> Any:
-        start.wait(30)
+        start.wait(120)
         return request()
 
     with ThreadPoolExecutor(len(requests)) as pool:

@@ -61,7 +61,7 @@ def running(server: str) -> Iterator[str]:
         [program, "--quiet", home / "pgbouncer.ini"], user=user, group=user, extra_groups=[] if user else None, cwd="/"
     )
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (home / f".s.PGSQL.{PORT}").exists():
             assert process.poll() is None, (home / "pgbouncer.log").read_text()
             assert time.monotonic() < deadline
@@ -69,5 +69,5 @@ def running(server: str) -> Iterator[str]:
         yield str(home)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         shutil.rmtree(home.parent)

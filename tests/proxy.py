@@ -109,7 +109,7 @@ class Proxy:
 def proxying(upstream: tuple[str, int] | str) -> Iterator[Proxy]:
     proxy = Proxy(upstream)
     proxy._thread.start()
-    assert proxy._ready.wait(10)
+    assert proxy._ready.wait(60)
     try:
         yield proxy
     finally:

@@ -407,7 +407,7 @@ def test_a_whole_batch_repeated_is_all_known(replay, item, rows):
 
 def test_overlapping_batches_in_opposite_order_store_each_item_once(app, item, headers, count):
     rounds, copies = 50, 4
-    start = threading.Barrier(copies)
+    start = threading.Barrier(copies, timeout=120)
 
     def batch(number):
         items = [item(kind) for kind in EVENTS for _ in range(8)]
@@ -439,7 +439,7 @@ def test_overlapping_batches_in_opposite_order_store_each_item_once(app, item, h
 
 def test_single_reports_and_batches_at_once_store_each_once(app, item, headers, count):
     items = [item() for _ in range(16)]
-    start = threading.Barrier(18)
+    start = threading.Barrier(18, timeout=120)
 
     def post(path, body):
         client = app.test_client()

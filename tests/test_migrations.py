@@ -85,7 +85,7 @@ def test_ten_replicas_that_start_together_migrate_once(empty_url: str) -> None:
         subprocess.Popen([sys.executable, "-c", script, empty_url], stdout=subprocess.PIPE, text=True)
         for _ in range(10)
     ]
-    outputs = [replica.communicate(timeout=60)[0].split() for replica in replicas]
+    outputs = [replica.communicate(timeout=300)[0].split() for replica in replicas]
     assert [replica.returncode for replica in replicas] == [0] * 10
     assert sorted(outputs) == [*[[]] * 9, migrations.names()]
 
@@ -203,7 +203,7 @@ SCRIPT += "migrations.FOLDER = Path(sys.argv[2]); print(*migrations.apply(sys.ar
 def run_until(url: str, folder: Path, waits_for: str) -> subprocess.Popen[str]:
     """Start a run in a process of its own, and return when it waits for a lock in this statement."""
     run = subprocess.Popen([sys.executable, "-c", SCRIPT, url, str(folder)], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     waiting = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{waits_for}%'"
     waiting += " AND datname = current_database() AND pid != pg_backend_pid()"
     while query(url, waiting) == [(0,)]:

@@ -56,7 +56,7 @@ def stored_text(text):
 
 def at_once(app, path, bodies, headers):
     """POST all bodies at the same moment, each from a client of its own."""
-    start = threading.Barrier(len(bodies))
+    start = threading.Barrier(len(bodies), timeout=120)
 
     def post(body):
         client = app.test_client()

@@ -46,7 +46,7 @@ def test_the_first_steps_run_as_they_stand(database_url: str, tmp_path: Path) ->
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=60,
+                timeout=300,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             assert re.search(r"\"created_at\".*\s+\(201\)", done.stdout)

@@ -298,7 +298,7 @@ def test_overlapping_sets_from_several_processes_never_deadlock(
     processes = [context.Process(target=_hammer, args=(settings, headers, names, seed, out)) for seed in range(4)]
     for process in processes:
         process.start()
-    statuses = [status for _ in processes for status in out.get(timeout=120)]
+    statuses = [status for _ in processes for status in out.get(timeout=300)]
     for process in processes:
         process.join(30)
     assert set(statuses) <= {200, 201}
