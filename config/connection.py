@@ -30,17 +30,21 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 PIECE = 65536
-# Bytes that are taken from a client at a time: requests among them are in memory before the first is answered.
+# Bytes that are taken from a client at a time, those of them that llhttp reads at a time, and requests among them from
+# which on it reads no more before one is answered: a request in memory takes fifty times the bytes of a short one.
 GULP = 16384
+SIP = 1024
+MOST_READY = 4
 # Bytes of a target, of a header's name, of its value (an access token has 8 KiB at most), of a whole head.
 LONGEST_TARGET = 4094
 LONGEST_NAME = 256
 LONGEST_VALUE = 16384
 LONGEST_HEAD = 65536
 MOST_HEADERS = 100
-# A client may be silent for so long, and has to send so much a second from then on.
+# A client may be silent for so long, has to send so much a second from then on, and all of a request in so long.
 SILENCE_SECONDS = 15.0
 LEAST_PACE = 1024
+LONGEST_SECONDS = 600.0
 # When the worker stops, connections without a request get so long to send one.
 FAREWELL_SECONDS = 2.0
 # What nobody reads of a body is thrown away for so long: to close at once would reset the connection, and the client
@@ -133,7 +137,8 @@ class Connection:
         # Bytes of the next request so far, those since the last that belonged to a body, and when the wait began.
         self._received = self._overhead = 0
         self._since = 0.0
-        # Whether the client sent as much as is taken at a time, and perhaps more.
+        # What came and was not read yet, and whether there may be more of it.
+        self._unread = b""
         self._is_behind = False
         self._is_sending = False
         self.deadline = NEVER
@@ -149,7 +154,7 @@ class Connection:
                         return
                 if self._ready:
                     goes_on = self._answer(self._ready.popleft())
-                    if self._ready or self._is_behind:
+                    if self._ready or self._unread or self._is_behind:
                         # Nothing that it waits for would let others have their turn.
                         time.sleep(0)
                 else:
@@ -254,32 +259,35 @@ class Connection:
         """Take in what the client sends next; False when it sends nothing more, or too slowly."""
         if self._refusal is not None:
             return False
-        # Who has sent much at once may not be silent for longer.
-        self.deadline = min(time.monotonic(), self._since + self._received / LEAST_PACE) + SILENCE_SECONDS
-        try:
-            data = self._client.recv(GULP)
-        except OSError:
-            data = b""
-        self.deadline = NEVER
-        self._is_behind = len(data) == GULP
-        if not data:
-            return False
+        if not self._unread:
+            # Who has sent much at once may not be silent for longer.
+            last = min(time.monotonic(), self._since + self._received / LEAST_PACE) + SILENCE_SECONDS
+            self.deadline = min(last, self._since + LONGEST_SECONDS)
+            with contextlib.suppress(OSError):
+                self._unread = self._client.recv(GULP)
+            self.deadline = NEVER
+            self._is_behind = len(self._unread) == GULP
+            if not self._unread:
+                return False
         if not self._received:
             self._since = time.monotonic()
-        self._received += len(data)
-        self._overhead += len(data)
         try:
-            while data:
-                try:
-                    self._parser.feed_data(data)
-                    data = b""
-                except HttpParserUpgrade as upgrade:
-                    data = self._decline(data[upgrade.args[0] :])
+            while self._unread and len(self._ready) < MOST_READY and self._refusal is None:
+                self._read(self._unread[:SIP])
         except HttpParserError as error:
             self._refusal = error.__context__.status if isinstance(error.__context__, NotHttp) else 400
+        return True
+
+    def _read(self, piece: bytes) -> None:
+        self._unread = self._unread[len(piece) :]
+        self._received += len(piece)
+        self._overhead += len(piece)
+        try:
+            self._parser.feed_data(piece)
+        except HttpParserUpgrade as upgrade:
+            self._unread = self._decline(piece[upgrade.args[0] :] + self._unread)
         if self._overhead > LONGEST_HEAD and self._refusal is None:
             self._refusal = 431 if self._headers >= 0 else 400
-        return True
 
     def _decline(self, rest: bytes) -> bytes:
         """Read on in HTTP/1.1, whatever other protocol a request offers (RFC 9110, section 7.8).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -493,3 +494,48 @@ def test_a_client_that_sends_or_reads_nothing_more_is_given_up(monkeypatch: pyte
             if served.deadline <= time.monotonic():
                 served.give_up()
         assert ended.done()
+
+
+def test_a_client_that_sends_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LONGEST_SECONDS", 1)
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "9")])
+        return [b"%9d" % len(environ["wsgi.input"].read())]
+
+    ours, client = socket.socketpair()
+    with ThreadPoolExecutor(1) as threads, client:
+        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+        ended = threads.submit(served.serve)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while not ended.done() and time.monotonic() < deadline:
+            # Faster than it has to be, and never silent.
+            with contextlib.suppress(OSError):
+                client.sendall(b" " * 1024)
+            time.sleep(0.02)
+            if served.deadline <= time.monotonic():
+                served.give_up()
+        assert ended.done()
+        assert b" 200 OK" in client.recv(1000)
+
+
+def test_of_many_requests_at_once_a_few_are_read_before_the_first_is_answered() -> None:
+    waiting: list[int] = []
+
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        waiting.append(len(served._ready))
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    ours, client = socket.socketpair()
+    with ThreadPoolExecutor(1) as threads, client:
+        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+        client.sendall(b"".join(b"GET /%03d HTTP/1.1\r\nHost:\r\n\r\n" % number for number in range(500)))
+        client.shutdown(socket.SHUT_WR)
+        threads.submit(served.serve)
+        answers = b""
+        while part := client.recv(65536):
+            answers += part
+    assert [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)] == list(range(500))
+    assert max(waiting) < 50
