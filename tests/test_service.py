@@ -415,6 +415,23 @@ def _has_let_in(worker: psutil.Process, service: Service) -> int:
     )
 
 
+def test_a_keeper_that_is_killed_is_replaced(folder: Path) -> None:
+    with serving(folder) as service:
+        agent, token = registered(service)
+        [above] = [one for one in psutil.Process(service.process.pid).children() if "app.db.keeper" in one.cmdline()]
+        [keeper] = above.children()
+        keeper.kill()
+        servers = servers_of(folder)
+        for server in servers:
+            server.kill()
+        wait_for(lambda: bool(set(servers_of(folder)) - set(servers)))
+        wait_for(lambda: service.post("/api/prompt", prompt(agent), token).status in (200, 201))
+        assert "the keeper was killed" in service.log.read_text()
+        service.end()
+        wait_for(lambda: not _keeper_of(folder))
+        assert servers_of(folder) == []
+
+
 def test_a_command_never_stops_the_database_of_a_service_without_its_keeper(folder: Path) -> None:
     with serving(folder) as service:
         agent, token = registered(service)

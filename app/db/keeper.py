@@ -2,15 +2,16 @@
 
 gunicorn's master starts it before the first worker. It has the embedded PostgreSQL run (unless WATCHPOST_DATABASE_URL
 names another), applies pending migrations, makes a signing key if there is none, and says so with one line. A server
-that dies is started again; once a day the partitions of coming months are made. Master and workers hold the other end
-of its standard input: when the last of them is gone, however it ended, the embedded server is stopped, and folders that
-were named as arguments are removed.
+that dies is started again, and so is the keeper itself, by a process that does nothing else; once a day the partitions
+of coming months are made. Master and workers hold the other end of its standard input: when the last of them is gone,
+however it ended, the embedded server is stopped, and folders that were named as arguments are removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging.config
+import os
 import select
 import shutil
 import signal
@@ -23,11 +24,15 @@ from app.auth.keys import SigningKeys
 from app.db import embedded, migrations, partitions
 from app.db.database import migration_url, wait_until_up, writer_url
 from config.logging import config
-from config.settings import SettingError, load
+from config.settings import SettingError, Settings, load
 
 log = logging.getLogger("watchpost.keeper")
 
 READY = "ready"
+# How it ends.
+DONE, WRONG_SETTING, NO_START = 0, 2, 3
+# Between the end of one that was killed and the next.
+AGAIN_SECONDS = 1
 # How often partitions are looked after, and again when that failed.
 PARTITIONS_SECONDS = 24 * 3600
 PARTITIONS_RETRY_SECONDS = 600
@@ -43,12 +48,26 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Who sends these to a whole group of processes means the master; the end of standard input follows.
         signal.signal(number, signal.SIG_IGN)
+    try:
+        settings = load()
+    except SettingError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return WRONG_SETTING
+    logging.config.dictConfig(config(settings.log_level))
+    while child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code in (DONE, WRONG_SETTING, NO_START):
+            return code
+        log.error("the keeper was killed: another begins", extra={"fields": {"status": code}})
+        time.sleep(AGAIN_SECONDS)
+    return _keep(settings)
+
+
+def _keep(settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
         for folder in sys.argv[1:]:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
-            settings = load()
-            logging.config.dictConfig(config(settings.log_level))
             if not settings.database_url:
                 stack.enter_context(embedded.running(settings.data_dir, patience=3))
             wait_until_up(settings, lambda: _is_over(0))
@@ -64,13 +83,10 @@ def main() -> int:
             SigningKeys(settings.signing_keys_path).ensure()
         except (KeeperError, migrations.MigrationError) as error:
             log.error("can't start: %s", error)
-            return 3
-        except SettingError as error:
-            print(error, file=sys.stderr)  # noqa: T201
-            return 2
+            return NO_START
         except Exception as error:
             log.error("can't start: %s", embedded.explain(error))
-            return 3
+            return NO_START
         # The master may have been stopped meanwhile.
         with contextlib.suppress(BrokenPipeError):
             print(READY, flush=True)  # noqa: T201
@@ -84,7 +100,7 @@ def main() -> int:
                     embedded.ensure_up(settings.data_dir)
                 except Exception as error:
                     log.error("the database does not start: %s", embedded.explain(error))
-    return 0
+    return DONE
 
 
 def _refuse_superuser(url: str) -> None:
