@@ -184,7 +184,8 @@ class Database:
     def write_all(self, sets: Sequence[tuple[Write, list[Row]]]) -> list[list[Row | problems.Problem]]:
         """Store sets of several kinds in one transaction and return, after its commit, an answer for each row.
 
-        sets: kinds in an order that is the same for all callers, so that two calls never wait for each other's locks.
+        sets: kinds in an order that is the same for all callers, so that two calls never wait for each other's locks;
+        only where two kinds have one table they may, and PostgreSQL ends one of them, which is then run again.
         """
 
         def together(connection: Connection) -> list[list[Row | problems.Problem]]:

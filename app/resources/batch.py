@@ -25,7 +25,7 @@ from app.writes import Write, accepted
 blp = Blueprint("batch", __name__, url_prefix="/api", description="What an agent spooled while it was offline.")
 
 MOST_ITEMS = 1000
-# In the order in which all batches store them: so no two wait for each other.
+# In the order in which all batches store them, for `Database.write_all`.
 KINDS = {
     write.type: write
     for write in (
