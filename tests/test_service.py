@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -22,9 +23,9 @@ import pytest
 
 from app.db import embedded
 from config import connection
-from config.settings import SettingError, load
+from config.settings import SettingError, Settings, load
 from tests.agent import Agent
-from tests.service import Service, serving
+from tests.service import ROOT, Service, as_role, serving
 from tests.site import Site, faults
 
 
@@ -55,6 +56,15 @@ def servers_of(folder: Path) -> list[psutil.Process]:
         if process.info["name"] == "postgres" and any(str(folder) in word for word in line):
             found.append(process)
     return found
+
+
+def kill_servers(folder: Path) -> None:
+    """Kill the servers that run in this folder, and wait until another has been started."""
+    killed = servers_of(folder)
+    for server in killed:
+        server.kill()
+    # One of its processes may outlive it for a moment, and answer.
+    wait_for(lambda: bool(set(servers_of(folder)) - set(killed)))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -372,11 +382,7 @@ def test_a_database_server_that_dies_is_started_again(folder: Path) -> None:
         agent, token = registered(service)
         body = prompt(agent)
         assert service.post("/api/prompt", body, token).status == 201
-        killed = servers_of(folder)
-        for server in killed:
-            server.kill()
-        # One of its processes may outlive it for a moment, and answer.
-        wait_for(lambda: bool(set(servers_of(folder)) - set(killed)))
+        kill_servers(folder)
         wait_for(lambda: service.get("/readyz").status == 200)
         assert service.post("/api/prompt", body, token).status == 200
 
@@ -418,18 +424,75 @@ def _has_let_in(worker: psutil.Process, service: Service) -> int:
 def test_a_keeper_that_is_killed_is_replaced(folder: Path) -> None:
     with serving(folder) as service:
         agent, token = registered(service)
-        [above] = [one for one in psutil.Process(service.process.pid).children() if "app.db.keeper" in one.cmdline()]
-        [keeper] = above.children()
+        [keeper] = _supervisor_of(service).children()
         keeper.kill()
-        servers = servers_of(folder)
-        for server in servers:
-            server.kill()
-        wait_for(lambda: bool(set(servers_of(folder)) - set(servers)))
+        kill_servers(folder)
         wait_for(lambda: service.post("/api/prompt", prompt(agent), token).status in (200, 201))
         assert "the keeper was killed" in service.log.read_text()
         service.end()
         wait_for(lambda: not _keeper_of(folder))
         assert servers_of(folder) == []
+
+
+def test_a_keeper_that_is_replaced_needs_nothing_that_only_a_start_does(folder: Path) -> None:
+    with serving(folder) as service:
+        database = embedded.url(str(folder / "data"))
+        # As if somebody had changed a file, with which no service starts.
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE migration_checksums SET sha256 = 'other'")
+        supervisor = _supervisor_of(service)
+        [keeper] = supervisor.children()
+        counts = Path(supervisor.cmdline()[-1])
+        keeper.kill()
+        for _ in range(2):
+            kill_servers(folder)
+            service.wait_until_ready()
+        # Where the workers count.
+        assert list(counts.iterdir()) != []
+        service.end()
+        wait_for(lambda: not counts.exists())
+
+
+def test_a_keeper_that_fails_is_replaced_as_long_as_it_is_needed(
+    database_url: str, settings: Settings, tmp_path: Path
+) -> None:
+    script = """
+import sys
+from app.db import keeper
+keeper.partitions = None
+sys.exit(keeper.main())
+"""
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    environment = {
+        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
+        "WATCHPOST_OWNER_DATABASE_URL": as_role(database_url, "owner"),
+        "WATCHPOST_SIGNING_KEYS": str(settings.signing_keys_path),
+        "PATH": "/usr/bin:/bin",
+    }
+    log = tmp_path / "keeper.log"
+    with log.open("w") as errors:
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", script, counts],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        wait_for(lambda: log.read_text().count("another begins") == 2)
+        assert counts.exists()
+    finally:
+        output, _ = keeper.communicate(timeout=60)
+    assert output == b"ready\n"
+    assert not counts.exists()
+
+
+def _supervisor_of(service: Service) -> psutil.Process:
+    """Who starts the keeper again."""
+    [found] = [one for one in psutil.Process(service.process.pid).children() if "app.db.keeper" in one.cmdline()]
+    return found
 
 
 def test_a_command_never_stops_the_database_of_a_service_without_its_keeper(folder: Path) -> None:

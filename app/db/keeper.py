@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging.config
+import mmap
 import os
 import select
 import shutil
@@ -31,7 +32,7 @@ log = logging.getLogger("watchpost.keeper")
 READY = "ready"
 # How it ends.
 DONE, WRONG_SETTING, NO_START = 0, 2, 3
-# Between the end of one that was killed and the next.
+# Between the end of one that was killed or failed and the next.
 AGAIN_SECONDS = 1
 # How often partitions are looked after, and again when that failed.
 PARTITIONS_SECONDS = 24 * 3600
@@ -54,42 +55,39 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return WRONG_SETTING
     logging.config.dictConfig(config(settings.log_level))
+    # A byte that all forks share: 1 as soon as one of them has said that it is ready.
+    ready = mmap.mmap(-1, 1)
     while child := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code in (DONE, WRONG_SETTING, NO_START):
+        # Who is killed has not put away what it kept; who fails where nobody needs it any more would fail again.
+        if code == DONE or (code > 0 and (not ready[0] or _is_over(0))):
+            # The one that ended may have left them to workers who have gone since.
+            _remove_folders(ready)
             return code
-        log.error("the keeper was killed: another begins", extra={"fields": {"status": code}})
+        log.error("the keeper was killed or failed: another begins", extra={"fields": {"status": code}})
         time.sleep(AGAIN_SECONDS)
-    return _keep(settings)
+    return _keep(settings, ready)
 
 
-def _keep(settings: Settings) -> int:
+def _keep(settings: Settings, ready: mmap.mmap) -> int:
     with contextlib.ExitStack() as stack:
-        for folder in sys.argv[1:]:
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(_remove_folders, ready)
         try:
             if not settings.database_url:
                 stack.enter_context(embedded.running(settings.data_dir, patience=3))
-            wait_until_up(settings, lambda: _is_over(0))
-            if settings.database_url:
-                _refuse_superuser(settings.database_url)
-            try:
-                for name in migrations.apply(migration_url(settings)):
-                    log.info("applied migration", extra={"fields": {"migration": name}})
-            except psycopg.errors.InsufficientPrivilege:
-                # Whoever deploys in two steps migrates with another role. Until then /readyz says no.
-                if migrations.is_behind(writer_url(settings)):
-                    log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
-            SigningKeys(settings.signing_keys_path).ensure()
+            if not ready[0]:
+                _prepare(settings)
         except (KeeperError, migrations.MigrationError) as error:
             log.error("can't start: %s", error)
             return NO_START
         except Exception as error:
             log.error("can't start: %s", embedded.explain(error))
             return NO_START
-        # The master may have been stopped meanwhile.
-        with contextlib.suppress(BrokenPipeError):
-            print(READY, flush=True)  # noqa: T201
+        if not ready[0]:
+            # The master may have been stopped meanwhile.
+            with contextlib.suppress(BrokenPipeError):
+                print(READY, flush=True)  # noqa: T201
+            ready[0] = 1
         due = time.monotonic()
         while not _is_over(2):
             if time.monotonic() >= due:
@@ -101,6 +99,28 @@ def _keep(settings: Settings) -> int:
                 except Exception as error:
                     log.error("the database does not start: %s", embedded.explain(error))
     return DONE
+
+
+def _prepare(settings: Settings) -> None:
+    """Bring about what a service needs to start. Raises what keeps it from that."""
+    wait_until_up(settings, lambda: _is_over(0))
+    if settings.database_url:
+        _refuse_superuser(settings.database_url)
+    try:
+        for name in migrations.apply(migration_url(settings)):
+            log.info("applied migration", extra={"fields": {"migration": name}})
+    except psycopg.errors.InsufficientPrivilege:
+        # Whoever deploys in two steps migrates with another role. Until then /readyz says no.
+        if migrations.is_behind(writer_url(settings)):
+            log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
+    SigningKeys(settings.signing_keys_path).ensure()
+
+
+def _remove_folders(ready: mmap.mmap) -> None:
+    """Remove the folders that were named as arguments, unless workers go on that need them."""
+    if not ready[0] or _is_over(0):
+        for folder in sys.argv[1:]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_superuser(url: str) -> None:
