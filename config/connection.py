@@ -153,7 +153,11 @@ class Connection:
                     if not self._receive():
                         return
                 if self._ready:
-                    goes_on = self._answer(self._ready.popleft())
+                    incoming = self._ready.popleft()
+                    if self._unread and not incoming.is_complete:
+                        # What has come of its body already: who refuses it unread would end the connection otherwise.
+                        self._receive()
+                    goes_on = self._answer(incoming)
                     if self._ready or self._unread or self._is_behind:
                         # Nothing that it waits for would let others have their turn.
                         time.sleep(0)

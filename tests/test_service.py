@@ -619,3 +619,21 @@ def test_of_many_requests_at_once_a_few_are_read_before_the_first_is_answered() 
             answers += part
     assert [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)] == list(range(500))
     assert max(waiting) < 50
+
+
+def test_requests_that_come_at_once_and_are_refused_unread_are_all_answered() -> None:
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("401 UNAUTHORIZED", [])
+        return [environ["PATH_INFO"].encode()]
+
+    ours, client = socket.socketpair()
+    with ThreadPoolExecutor(1) as threads, client:
+        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+        head = b"POST /%03d HTTP/1.1\r\nHost:\r\nContent-Length: 600\r\n\r\n"
+        client.sendall(b"".join(head % number + b" " * 600 for number in range(20)))
+        client.shutdown(socket.SHUT_WR)
+        threads.submit(served.serve)
+        answers = b""
+        while part := client.recv(65536):
+            answers += part
+    assert [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)] == list(range(20))
