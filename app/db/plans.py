@@ -27,6 +27,7 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
         "rows": json.dumps([_row(ord, first + ord, now) for ord in range(rows)]),
         "device_id": "device-1",
         "enrollment_id": ID,
+        "nobodys_key": "pem",
         "jti": "jti",
         "use_id": ID,
         "expires_at": time.time() + 60,
