@@ -6,12 +6,16 @@ modules that were imported earlier would keep the blocking ones.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import gc
 import itertools
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -37,6 +41,11 @@ timeout = 60
 forwarded_allow_ips = ""
 control_socket_disable = True
 logconfig_dict = log_config.config(settings.log_level)
+
+# socket(7); and what it takes: a program for BSD's packet filter (linux/filter.h) that looks at a TCP header, and drops
+# what has SYN but not ACK among its flags.
+SO_ATTACH_FILTER = 26
+NO_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0x40000))
 
 _in_use: list[int] = []
 _keepers: list[subprocess.Popen[str]] = []
@@ -85,6 +94,16 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def when_ready(server: Any) -> None:
     _end_gracefully_on_interrupt(server)
+    stop = server.stop
+
+    def stop_without_new_connections(graceful: bool = True) -> None:
+        # Whoever listens at the same socket after us, as another master or systemd, goes on hearing.
+        if not (server.reexec_pid or server.master_pid or server.systemd):
+            for listener in server.LISTENERS:
+                deafen(listener.sock)
+        stop(graceful)
+
+    server.stop = stop_without_new_connections
 
 
 def post_worker_init(worker: Any) -> None:
@@ -109,6 +128,19 @@ def on_exit(server: Any) -> None:
         assert keeper.stdin is not None
         keeper.stdin.close()
         keeper.wait()
+
+
+def deafen(listener: socket.socket) -> None:
+    """Have a listening socket begin no more connections; those that have begun are completed, and can be taken.
+
+    A worker takes all who wait before it closes the socket, and who is connected between the two is reset. Their
+    packets are lost instead: TCP sends them again, and finds nobody, or the next service.
+    """
+    if listener.family in (socket.AF_INET, socket.AF_INET6) and sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in NO_SYN))
+        filter_ = struct.pack("@HP", len(NO_SYN), ctypes.addressof(program))
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
 
 def _end_gracefully_on_interrupt(server: Any) -> None:

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from app.db import embedded
-from config import connection
+from config import connection, gunicorn
 from config.settings import SettingError, Settings, load
 from tests.agent import Agent
 from tests.service import ROOT, Service, as_role, serving
@@ -124,6 +124,24 @@ def _refuses_connections(service: Service) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_a_listener_that_was_deafened_has_who_came_before_and_nobody_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as late:
+        with socket.create_connection(listener.getsockname()) as early:
+            gunicorn.deafen(listener)
+            late.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                late.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+            with accepted:
+                early.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert early.recv(100) == b"answer"
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_an_interrupt_from_the_terminal_is_graceful_too(folder: Path) -> None:
