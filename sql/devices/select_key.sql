@@ -8,9 +8,8 @@
 -- Index    devices_pkey
 -- Load     one call for each access token that is asked for
 SELECT
-    coalesce(devices.public_key_pem, %(nobodys_key)s) AS public_key_pem,
-    devices.device_id IS NOT NULL AS is_known,
-    devices.revoked_at IS NOT NULL AS is_revoked
-FROM (VALUES (%(device_id)s)) AS asked (device_id)
-LEFT JOIN devices
-    ON asked.device_id = devices.device_id AND devices.public_key_pem IS NOT NULL;
+    coalesce(max(public_key_pem), %(nobodys_key)s) AS public_key_pem,
+    count(*) = 1 AS is_known,
+    count(revoked_at) = 1 AS is_revoked
+FROM devices
+WHERE device_id = %(device_id)s AND public_key_pem IS NOT NULL;
