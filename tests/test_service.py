@@ -618,6 +618,18 @@ def test_a_client_that_sends_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert b" 200 OK" in client.recv(1000)
 
 
+def numbers_answered(served: connection.Connection, client: socket.socket, requests: list[bytes]) -> list[int]:
+    """Send all at once, and return the numbers that the answers begin with."""
+    answers = b""
+    with ThreadPoolExecutor(1) as threads, client:
+        client.sendall(b"".join(requests))
+        client.shutdown(socket.SHUT_WR)
+        threads.submit(served.serve)
+        while part := client.recv(65536):
+            answers += part
+    return [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)]
+
+
 def test_of_many_requests_at_once_a_few_are_read_before_the_first_is_answered() -> None:
     waiting: list[int] = []
 
@@ -627,15 +639,9 @@ def test_of_many_requests_at_once_a_few_are_read_before_the_first_is_answered() 
         return [environ["PATH_INFO"].encode()]
 
     ours, client = socket.socketpair()
-    with ThreadPoolExecutor(1) as threads, client:
-        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
-        client.sendall(b"".join(b"GET /%03d HTTP/1.1\r\nHost:\r\n\r\n" % number for number in range(500)))
-        client.shutdown(socket.SHUT_WR)
-        threads.submit(served.serve)
-        answers = b""
-        while part := client.recv(65536):
-            answers += part
-    assert [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)] == list(range(500))
+    served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+    requests = [b"GET /%03d HTTP/1.1\r\nHost:\r\n\r\n" % number for number in range(500)]
+    assert numbers_answered(served, client, requests) == list(range(500))
     assert max(waiting) < 50
 
 
@@ -645,13 +651,7 @@ def test_requests_that_come_at_once_and_are_refused_unread_are_all_answered() ->
         return [environ["PATH_INFO"].encode()]
 
     ours, client = socket.socketpair()
-    with ThreadPoolExecutor(1) as threads, client:
-        served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
-        head = b"POST /%03d HTTP/1.1\r\nHost:\r\nContent-Length: 600\r\n\r\n"
-        client.sendall(b"".join(head % number + b" " * 600 for number in range(20)))
-        client.shutdown(socket.SHUT_WR)
-        threads.submit(served.serve)
-        answers = b""
-        while part := client.recv(65536):
-            answers += part
-    assert [int(number) for number in re.findall(rb"^/(\d+)", answers, re.MULTILINE)] == list(range(20))
+    served = connection.Connection(ours, ("127.0.0.1", 1), application, {}, lambda: False)
+    head = b"POST /%03d HTTP/1.1\r\nHost:\r\nContent-Length: 600\r\n\r\n"
+    requests = [head % number + b" " * 600 for number in range(20)]
+    assert numbers_answered(served, client, requests) == list(range(20))
