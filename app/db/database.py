@@ -53,10 +53,10 @@ BEHIND = {"42P01", "42703"}
 # How often a race may be lost, and how many passes a set may take while others change what it looks at.
 MOST_RACES = 4
 MOST_PASSES = 8
-# Of rows that are stored one by one: milliseconds that each waits for a lock, and how many in a row may do so in vain
-# before it is taken for the table's.
+# Of rows that are stored one by one: milliseconds that each waits for a lock, and how many of a set may do so in vain
+# before the rest is not tried: it may be the table that is locked, and others wait behind.
 ROW_LOCK_MS = 100
-MOST_LOCKED = 3
+MOST_LOCKED = 5
 # How long a kind that could not be stored counts as failing when nobody tries again: whoever watches readiness may have
 # sent everybody elsewhere, and waits for it to return.
 FAILING_SECONDS = 4
@@ -381,8 +381,7 @@ def _is_locked(answer: Row | Exception) -> bool:
 
 def _is_hopeless(answers: list[Row | Exception]) -> bool:
     """Whether those that come behind these need not be tried."""
-    last = answers[-MOST_LOCKED:]
-    return bool(last) and (_is_away(last[-1]) or (len(last) == MOST_LOCKED and all(map(_is_locked, last))))
+    return bool(answers) and (_is_away(answers[-1]) or sum(map(_is_locked, answers)) >= MOST_LOCKED)
 
 
 def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:
