@@ -35,7 +35,7 @@ test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; a
 	$(BIN)/pytest --pgbouncer
 
 battery: .venv/tests ## faults and attacks, with their counts: an hour or so; options go into BATTERY
-	@exec $(BIN)/python -m tests.battery $(BATTERY)
+	@exec $(BIN)/python -m tests.resilience $(BATTERY)
 
 dba: .venv/tests ## print what a DBA reviews, of a filled database of its own
 	@exec $(BIN)/python -m tests.dba

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from config import logging as log_config
+from app.telemetry import logging as log_config
 from config.settings import load
 
 settings = load()
@@ -32,7 +32,7 @@ bind = settings.bind
 workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
 # gevent: with 16 connections it did 1.6 times the prompts of gthread with 16 threads, for 0.7 times the CPU of each, in
 # one run on two cores.
-worker_class = "config.worker.Worker"
+worker_class = "app.server.worker.Worker"
 # Far more than are handled at a time: most are idle, and who is not let in can't be told to come back later.
 worker_connections = 10 * settings.connections
 backlog = 4096
@@ -64,10 +64,10 @@ def on_starting(server: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _in_use.append(os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600))
         fcntl.flock(_in_use[0], fcntl.LOCK_SH)
-    # Where the workers count for /metrics, as app/metrics.py says; the keeper removes it, however the master ends.
+    # The folder of the workers' counters (app/telemetry/metrics.py); the keeper removes it.
     server.metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "app.db.keeper", server.metrics],
+        [sys.executable, "-m", "app.dev.keeper", server.metrics],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -20,14 +20,15 @@ from psycopg.rows import dict_row
 from pytest_postgresql import factories
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from app import Watchpost, create_app
+from app.application import Watchpost, create_app
 from app.auth.keys import SigningKeys
-from app.db import embedded, migrations
+from app.db import migrations
+from app.dev import embedded
 from config.settings import Settings
-from tests import pgbouncer
-from tests.agent import Agent
-from tests.service import Service, as_role
-from tests.site import Site, inhabited
+from tests.support import pgbouncer
+from tests.support.agent import Agent
+from tests.support.service import Service, as_role
+from tests.support.site import Site, inhabited
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"

@@ -12,9 +12,10 @@ from typing import Any
 
 import psycopg
 
-from app.db import embedded, migrations
-from tests.filled import fill
-from tests.service import ROOT
+from app.db import migrations
+from app.dev import embedded
+from tests.support.seed import fill
+from tests.support.service import ROOT
 
 # Nothing of it outlives the review.
 CONFIGURATION = "fsync = off\n"

@@ -31,7 +31,7 @@ from psycopg.rows import dict_row
 
 from app.db.database import owner_url
 from config.settings import SettingError, Settings, load
-from tests.agent import Agent
+from tests.support.agent import Agent
 
 SECRETS = {"public_key_pem", "client_assertion", "access_token"}
 # Each table, and the order in which its rows are shown.

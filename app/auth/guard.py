@@ -17,19 +17,21 @@ from flask import Flask, current_app, g, request
 from joserfc import jwt
 from werkzeug.local import LocalProxy
 
-from app import metrics, problems
+from app.api import problems
+from app.api.bodies import MAX_BODY
+from app.api.openapi import documented
+from app.api.scopes import REGISTER
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
-from app.limits import COUNTED, EVENTS, limits, take_places
-from app.openapi import documented
-from app.requests import LARGEST_BODY
-from app.scopes import REGISTER
+from app.limits.admission import CRITICAL, acquire_slots
+from app.limits.rates import limits
+from app.telemetry import metrics
 from config.settings import Settings
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-class AccessToken(NamedTuple):
+class Principal(NamedTuple):
     """What a verified token says.
 
     subject: the device_id, or who reads. id: its jti; of an enrolment token, the enrolment's id. key_thumbprint: of
@@ -52,8 +54,8 @@ class Auth:
         self.token_endpoint = settings.issuer + "/api/auth/token"
         self.keys = SigningKeys(Path(settings.signing_keys_path))
         # The digest of a token's text -> what it says. In the order of arrival, so the oldest goes when it is full.
-        self._remembered: dict[bytes, AccessToken] = {}
-        self._remembered_keys: tuple[int, ...] = ()
+        self._remembered: dict[bytes, Principal] = {}
+        self._cached_keys: tuple[int, ...] = ()
 
     def init_app(self, app: Flask) -> None:
         app.extensions["auth"] = self
@@ -78,29 +80,29 @@ class Auth:
             algorithms=[SIGNING_ALGORITHM],
         )
 
-    def remembered(self, text: str) -> AccessToken | None:
+    def cached(self, text: str) -> Principal | None:
         """What an access token says that was verified before and still is valid, else None."""
         version = self.keys.version
-        if version != self._remembered_keys:
-            self._remembered, self._remembered_keys = {}, version
+        if version != self._cached_keys:
+            self._remembered, self._cached_keys = {}, version
         token = self._remembered.get(_digest(text))
         return token if token is not None and token.expires_at > time.time() - jws.LEEWAY_SECONDS else None
 
-    def verify(self, text: str) -> AccessToken:
+    def verify(self, text: str) -> Principal:
         """Verify an access token, or remember that it was verified. Raises TokenRefused."""
-        token = self.remembered(text)
+        token = self.cached(text)
         if token is None:
             # This memory, whatever becomes of the keys while the token is verified.
-            remembered = self._remembered
+            cached = self._remembered
             limits.check_address()
             token = self._verify(text, time.time())
-            while len(remembered) >= max(1, self.settings.token_cache):
-                remembered.pop(next(iter(remembered)), None)
+            while len(cached) >= max(1, self.settings.token_cache):
+                cached.pop(next(iter(cached)), None)
             if self.settings.token_cache:
-                remembered[_digest(text)] = token
+                cached[_digest(text)] = token
         return token
 
-    def _verify(self, text: str, now: float) -> AccessToken:
+    def _verify(self, text: str, now: float) -> Principal:
         header, claims = jws.verified(text, self.keys.verifying, SIGNING_ALGORITHM)
         if header.get("typ", "").lower() not in ("at+jwt", "application/at+jwt"):
             raise jws.TokenRefused("Not an access token.")
@@ -120,7 +122,7 @@ class Auth:
             thumbprint = claims["cnf"].get("jkt") if isinstance(claims["cnf"], dict) else None
             if not jws.is_name(thumbprint):
                 raise jws.TokenRefused("Claim cnf must name a key.")
-        return AccessToken(
+        return Principal(
             subject=claims["sub"],
             id=claims["jti"],
             scopes=_scopes(scope),
@@ -135,7 +137,7 @@ def _digest(text: str) -> bytes:
 
 @lru_cache(maxsize=1000)
 def _scopes(text: str) -> frozenset[str]:
-    # Equal sets are one object: there are few of them, and up to 100,000 remembered tokens.
+    # Equal sets are one object: there are few of them, and up to 100,000 cached tokens.
     return frozenset(text.split())
 
 
@@ -148,23 +150,23 @@ class _Validator(JWTBearerTokenValidator):
     def __init__(self) -> None:
         super().__init__(issuer=None, resource_server=None)
 
-    def authenticate_token(self, token_string: str) -> AccessToken:
+    def authenticate_token(self, token_string: str) -> Principal:
         try:
             return auth.verify(token_string)
         except jws.TokenRefused as refusal:
             g.refused = refusal.reason
             raise InvalidTokenError(description=str(refusal)) from None
 
-    def validate_token(self, token: AccessToken, scopes: list[str], request: Any, **kwargs: Any) -> None:
+    def validate_token(self, token: Principal, scopes: list[str], request: Any, **kwargs: Any) -> None:
         # A list means any of them.
         if token.scopes.isdisjoint(scopes):
             raise InsufficientScopeError()
 
 
 class _Guard(ResourceProtector):
-    def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> AccessToken:
-        token = g.token = cast(AccessToken, self.validate_request(scopes=scopes, request=request))
-        if COUNTED not in request.environ:
+    def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> Principal:
+        token = g.token = cast(Principal, self.validate_request(scopes=scopes, request=request))
+        if "watchpost.counted" not in request.environ:
             limits.count(token.subject, token.id if REGISTER in token.scopes else None)
         return token
 
@@ -188,10 +190,10 @@ _guard = _Guard()
 _guard.register_token_validator(_Validator())
 
 
-def require(*scopes: str, share: float = EVENTS, largest: int = LARGEST_BODY) -> Callable[[View], View]:
+def require(*scopes: str, priority: float = CRITICAL, largest: int = MAX_BODY) -> Callable[[View], View]:
     """Let a view run only for a token with one of these scopes; answer 401, 403, 429 or 503 before the body is read.
 
-    share: of a worker's capacity, up to which it runs. largest: bytes of its body.
+    priority: share of a worker's admission, up to which it runs. largest: bytes of its body.
     """
 
     def decorate(view: View) -> View:
@@ -200,14 +202,14 @@ def require(*scopes: str, share: float = EVENTS, largest: int = LARGEST_BODY) ->
             caller = token()
             # An enrolment is many laptops'.
             if REGISTER not in caller.scopes:
-                g.places.claim(caller.subject)
+                g.slots.charge(caller.subject)
             return view(*args, **kwargs)
 
         trusted = _guard(list(scopes))(known)
 
         @wraps(trusted)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            with take_places(share, largest) as g.places:
+            with acquire_slots(limits.admission, priority, largest) as g.slots:
                 return trusted(*args, **kwargs)
 
         guarded.scopes = scopes  # type: ignore[attr-defined]
@@ -219,6 +221,6 @@ def require(*scopes: str, share: float = EVENTS, largest: int = LARGEST_BODY) ->
     return decorate
 
 
-def token() -> AccessToken:
+def token() -> Principal:
     """The token of the current request, on a guarded route."""
-    return cast(AccessToken, g.token)
+    return cast(Principal, g.token)

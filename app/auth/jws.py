@@ -16,9 +16,9 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, KeySet
 from joserfc.jws import JWSRegistry
 
-from app import requests
+from app.api import bodies
 
-LONGEST_TOKEN = 8192
+MAX_TOKEN = 8192
 # Everything that could name a key (jku, x5u, jwk, x5c) or change the rules (crit, b64) is refused.
 HEADERS = {"alg", "typ", "kid"}
 LEEWAY_SECONDS = 60
@@ -44,7 +44,7 @@ class TokenRefused(ValueError):
 
 def unverified(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and claims of a token whose signature is not checked. Raises TokenRefused."""
-    if len(text) > LONGEST_TOKEN or not _FORM.fullmatch(text):
+    if len(text) > MAX_TOKEN or not _FORM.fullmatch(text):
         raise TokenRefused("Not a signed token.", "malformed")
     header, claims, _signature = text.split(".")
     return _object(header), _object(claims)
@@ -85,9 +85,9 @@ def is_name(value: Any, longest: int = 256) -> bool:
 
 def _object(part: str) -> dict[str, Any]:
     try:
-        value, suspicious = requests.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        value, suspicious = bodies.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     except (ValueError, binascii.Error):
         raise TokenRefused("Not a signed token.", "malformed") from None
-    if not isinstance(value, dict) or (suspicious and any(requests.flaws(value))):
+    if not isinstance(value, dict) or (suspicious and any(bodies.violations(value))):
         raise TokenRefused("Not a signed token.", "malformed")
     return value

@@ -26,7 +26,7 @@ from app.files import sync
 
 # One algorithm for each key type: what a token says of itself never chooses.
 SIGNING_ALGORITHM = "ES256"
-LONGEST_PEM = 2000
+MAX_PEM = 2000
 _PEM = re.compile(r"\s*-----BEGIN (RSA )?PUBLIC KEY-----[A-Za-z0-9+/=\s]+-----END (RSA )?PUBLIC KEY-----\s*", re.ASCII)
 
 # Encodings of the points of small order on Curve25519's Edwards form, sign bit cleared: for such a "key" anyone can
@@ -70,7 +70,7 @@ def device_key(text: str) -> DeviceKey:
     """
     if "PRIVATE" in text:
         raise KeyRefused("Must be a public key. Never send a private key.")
-    if len(text) > LONGEST_PEM or not _PEM.fullmatch(text):
+    if len(text) > MAX_PEM or not _PEM.fullmatch(text):
         raise KeyRefused("Must be one public key in PEM.")
     try:
         key = load_pem_public_key(text.encode())
@@ -98,7 +98,7 @@ def device_key(text: str) -> DeviceKey:
     return DeviceKey(pem, jwk.thumbprint(), algorithm, jwk)
 
 
-def _nobodys_keys() -> dict[str, DeviceKey]:
+def _dummy_keys() -> dict[str, DeviceKey]:
     """A key of each algorithm whose private half nobody has."""
     public = (
         ec.generate_private_key(ec.SECP256R1()).public_key(),
@@ -110,7 +110,7 @@ def _nobodys_keys() -> dict[str, DeviceKey]:
     return {key.algorithm: key for key in map(device_key, pems)}
 
 
-NOBODYS_KEYS = _nobodys_keys()
+DUMMY_KEYS = _dummy_keys()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,18 +27,20 @@ from flask import request as flask_request
 from joserfc.jwk import KeySet
 from werkzeug.datastructures import MultiDict
 
-from app import metrics, scopes
+from app.api import scopes
 from app.auth import jws
 from app.auth.guard import auth
-from app.auth.keys import NOBODYS_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
+from app.auth.keys import DUMMY_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
 from app.db import db, statement
-from app.limits import REPORTS, limits, take_places
+from app.limits.admission import NORMAL, acquire_slots
+from app.limits.rates import limits
+from app.telemetry import metrics
 
 SELECT_KEY = statement("devices/select_key")
 USE_ASSERTION = statement("auth/use_assertion")
 
-LONGEST_ASSERTION_SECONDS = 300
-LARGEST_FORM = 32 * 1024
+MAX_ASSERTION_SECONDS = 300
+MAX_FORM = 32 * 1024
 FORM = "application/x-www-form-urlencoded"
 FAILED = "Client authentication failed."
 
@@ -69,7 +71,7 @@ def query_client(device_id: str) -> DeviceClient | None:
     """The device. One that there is not gets a key that nobody has, so that to refuse it takes as long."""
     if not jws.is_name(device_id, 128):
         return None
-    [found] = db.run(SELECT_KEY, device_id=device_id, nobodys_key=NOBODYS_KEYS[SIGNING_ALGORITHM].pem)
+    [found] = db.run(SELECT_KEY, device_id=device_id, nobodys_key=DUMMY_KEYS[SIGNING_ALGORITHM].pem)
     if not found["is_known"]:
         g.refused = "unknown_device"
     return DeviceClient(device_id, device_key(found["public_key_pem"]), found["is_revoked"])
@@ -105,10 +107,10 @@ class ClientAssertion(JWTBearerClientAssertion):
     def process_assertion_claims(self, assertion: str, resolve_key: Any) -> dict[str, Any]:
         key: DeviceKey = resolve_key
         algorithm = jws.unverified(assertion)[0].get("alg")
-        if isinstance(algorithm, str) and algorithm != key.algorithm and algorithm in NOBODYS_KEYS:
+        if isinstance(algorithm, str) and algorithm != key.algorithm and algorithm in DUMMY_KEYS:
             # It is refused below; the time it takes must not tell that the key is of another kind.
             with contextlib.suppress(jws.TokenRefused):
-                jws.verified(assertion, NOBODYS_KEYS[algorithm].jwk, algorithm)
+                jws.verified(assertion, DUMMY_KEYS[algorithm].jwk, algorithm)
         try:
             header, claims = jws.verified(assertion, key.jwk, key.algorithm)
         except jws.TokenRefused as refusal:
@@ -128,7 +130,7 @@ class ClientAssertion(JWTBearerClientAssertion):
             raise jws.TokenRefused("Not a client assertion.")
         now = time.time()
         jws.check_times(claims, now)
-        if claims["exp"] > now + LONGEST_ASSERTION_SECONDS + jws.LEEWAY_SECONDS:
+        if claims["exp"] > now + MAX_ASSERTION_SECONDS + jws.LEEWAY_SECONDS:
             raise jws.TokenRefused("Claim exp must be at most 5 minutes away.")
         for name in ("iss", "sub", "jti"):
             if not jws.is_name(claims.get(name)):
@@ -254,10 +256,10 @@ class TokenEndpoint(AuthorizationServer):
 
 def respond() -> Response:
     # Far more than an assertion needs, and little enough for strangers to make us parse.
-    flask_request.max_content_length = flask_request.max_form_memory_size = LARGEST_FORM
+    flask_request.max_content_length = flask_request.max_form_memory_size = MAX_FORM
     limits.check_address()
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
-    with take_places(REPORTS, LARGEST_FORM) as g.places:
+    with acquire_slots(limits.admission, NORMAL, MAX_FORM) as g.slots:
         response = endpoint.create_token_response()
     if response.status_code >= 400:
         limits.refused()

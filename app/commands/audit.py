@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from app.api.fields import sanitize
 from app.commands.shell import as_json, show, with_database
 from app.db import Statement, owner, statement
-from app.fields import storable
 
 INSERT_ENTRY = statement("audit/insert_entry")
 SELECT_ENTRIES = statement("audit/select_entries")
@@ -50,7 +50,7 @@ def audited(action: str, target: str, wanted: Statement, **parameters: Any) -> l
 def _operator() -> str:
     """Who is at the keyboard: before sudo, if that is how they came."""
     try:
-        return storable(os.environ.get("SUDO_USER") or getpass.getuser())
+        return sanitize(os.environ.get("SUDO_USER") or getpass.getuser())
     except (KeyError, OSError):
         # A container's user may have no name.
         return f"uid {os.getuid()}"

@@ -7,8 +7,9 @@ import psycopg
 from flask import current_app
 
 from app.commands.shell import with_database
-from app.db import embedded, migrations
+from app.db import migrations
 from app.db.database import migration_url
+from app.dev import embedded
 
 
 @click.command()

@@ -7,12 +7,12 @@ import uuid
 
 import click
 
-from app import scopes
+from app.api import scopes
+from app.api.fields import sanitize
 from app.auth import auth
 from app.commands.audit import audited
 from app.commands.shell import Duration, as_json, show, show_one, with_database
 from app.db import owner, statement
-from app.fields import storable
 
 INSERT_ENROLLMENT = statement("auth/insert_enrollment")
 SELECT_ENROLLMENTS = statement("auth/select_enrollments")
@@ -41,7 +41,7 @@ def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
         enrollment_id,
         INSERT_ENROLLMENT,
         enrollment_id=enrollment_id,
-        label=storable(label),
+        label=sanitize(label),
         max_uses=max_uses,
         expires_at=expires_at,
     )

@@ -11,11 +11,11 @@ import sys
 
 import click
 
+from app.api.fields import sanitize
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, show_one, with_database
 from app.db import Statement, owner, statement
-from app.fields import storable
 
 ERASE_DEVICE = statement("erasure/erase_device")
 ERASE_INSTANCES = statement("erasure/erase_instances")
@@ -61,7 +61,7 @@ def _name(context: click.Context, parameter: click.Parameter, given: str) -> str
             raise click.BadParameter("must be one line")
     if not given:
         raise click.BadParameter("must not be empty")
-    if given != storable(given):
+    if given != sanitize(given):
         raise click.BadParameter("must be UTF-8, without NUL")
     return given
 
@@ -87,7 +87,7 @@ def erase_user(username: str, reason: str, as_json: bool) -> None:
 
 def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as_json: bool) -> None:
     _refuse_held(whose)
-    begun, blanked = entry(f"{kind}.erase", target, reason=storable(reason)), entry("browser_instances.erase", target)
+    begun, blanked = entry(f"{kind}.erase", target, reason=sanitize(reason)), entry("browser_instances.erase", target)
 
     def things(run: pages.Run) -> int:
         """What has no time of its own."""
@@ -103,7 +103,7 @@ def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as
     def events(page: Statement, table: str) -> int:
         return pages.through(page, table, pages.FIRST_EVENT, f"{table}.erase", target, **whose)
 
-    instances = pages.patiently(things)
+    instances = pages.retry_on_lock(things)
     erased = {
         "prompts": events(ERASE_PROMPTS, "prompts"),
         "compliance_events": events(ERASE_EVENTS, "compliance_events"),

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import click
 
+from app.api.fields import sanitize
 from app.auth.jws import is_name
 from app.commands.audit import audited
 from app.commands.shell import as_json, show, show_one, with_database
 from app.db import owner, statement
-from app.fields import storable
 
 INSERT_HOLD = statement("holds/insert_hold")
 RELEASE_HOLD = statement("holds/release_hold")
@@ -45,7 +45,7 @@ def create(device_id: str | None, since: datetime | None, until: datetime | None
     if device_id and not owner.run(SELECT_DEVICE, device_id=device_id):
         click.echo(f"there is no device {device_id} yet; what it will report is held", err=True)
     hold_id = uuid.uuid4()
-    parameters = {"hold_id": hold_id, "device_id": device_id, "reason": storable(reason)}
+    parameters = {"hold_id": hold_id, "device_id": device_id, "reason": sanitize(reason)}
     audited("hold.create", str(hold_id), INSERT_HOLD, from_ms=_ms(since), to_ms=_ms(until), **parameters)
     if as_json:
         show_one({"hold_id": str(hold_id)}, as_json)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from app import problems
+from app.api import problems
 from app.commands.audit import INSERT_ENTRY, entry
 from app.db import Statement, owner, statement
 
@@ -23,7 +23,7 @@ ROWS = 5_000
 FIRST_EVENT: dict[str, Any] = {"after_ms": -1, "after_device": "", "after_id": uuid.UUID(int=0)}
 FIRST_NAME: dict[str, Any] = {"after": ""}
 # Somebody else has locked a row of the page, or makes a hold: a moment later it may be free.
-MOST_TRIES = 20
+MAX_TRIES = 20
 PAUSE_SECONDS = 0.5
 
 
@@ -61,12 +61,12 @@ def _one(page: Statement, action: str | None, target: str | None, given: dict[st
             run(INSERT_ENTRY, **entry(action, target, rows=found[0]["changed"]))
         return found
 
-    return patiently(work)
+    return retry_on_lock(work)
 
 
-def patiently(work: Callable[[Run], T]) -> T:
+def retry_on_lock(work: Callable[[Run], T]) -> T:
     """Do work in one transaction, and again when somebody is in its way. Raises Problem 503 when that lasts."""
-    for _ in range(MOST_TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         try:
             return owner.transact(work)
         except problems.Problem as problem:

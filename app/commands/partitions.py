@@ -7,9 +7,10 @@ import psycopg
 from flask import current_app
 
 from app.commands.shell import as_json, show, with_database
-from app.db import embedded, owner, statement
+from app.db import owner, statement
 from app.db import partitions as monthly
 from app.db.database import owner_url
+from app.dev import embedded
 
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 
@@ -34,7 +35,7 @@ def partitions() -> None:
 )
 @click.option(
     "--most-moved",
-    default=monthly.MOST_MOVED,
+    default=monthly.MAX_MOVED,
     show_default=True,
     type=click.IntRange(0, 2**62),
     help="Rows of one month that may move from the default partition, while writers wait.",

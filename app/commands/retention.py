@@ -10,7 +10,7 @@ from typing import Any
 import click
 from flask import current_app
 
-from app import problems
+from app.api import problems
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, show, with_database
@@ -21,7 +21,7 @@ SELECT_PARTITIONS = statement("partitions/select_partitions")
 SELECT_HOLDS = statement("holds/select_holds")
 SELECT_CLOCK = statement("service/select_clock")
 DAY_MS = 86_400_000
-MOST_SECONDS_APART = 60
+MAX_CLOCK_SKEW_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _drop(name: str, before_ms: int, rows: int) -> str:
         return outcome
 
     try:
-        return pages.patiently(work)
+        return pages.retry_on_lock(work)
     except problems.Problem:
         return "busy"
 
@@ -181,7 +181,7 @@ def _now_ms() -> int:
     """The database's time. Raises ClickException when this machine's is another: one wrong clock deletes nothing."""
     now_ms = int(owner.run(SELECT_CLOCK)[0]["now_ms"])
     apart = abs(time.time() - now_ms / 1000)
-    if apart > MOST_SECONDS_APART:
+    if apart > MAX_CLOCK_SKEW_SECONDS:
         raise click.ClickException(
             f"the clocks of this machine and of the database are {apart:.0f} s apart: set them right first"
         )

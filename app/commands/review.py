@@ -13,9 +13,10 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from app.commands.shell import with_database
-from app.db import embedded, migrations, plans, statement
+from app.db import migrations, plans, statement
 from app.db.database import migration_url, writer_url
 from app.db.statements import FOLDER, names
+from app.dev import embedded
 
 SELECT_TABLES = statement("review/select_tables")
 SELECT_COLUMNS = statement("review/select_columns")
@@ -194,7 +195,7 @@ def _migrations(connection: Connection) -> Iterator[str]:
     applied = {row["migration_id"] for row in connection.execute(SELECT_MIGRATIONS.text).fetchall()}
     yield "## Migrations"
     yield "\nEach is one transaction with its note that it is applied. It waits for a lock for"
-    yield f"{migrations.LOCK_TIMEOUT} at most, up to {migrations.MOST_TRIES} times, so that writers behind it go on."
+    yield f"{migrations.LOCK_TIMEOUT} at most, up to {migrations.MAX_TRIES} times, so that writers behind it go on."
     yield from _table(
         ("migration", "state", "what, and which locks"),
         ((_code(name), "applied" if name in applied else "pending", _header(name)) for name in migrations.names()),

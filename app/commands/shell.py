@@ -14,8 +14,9 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from app import problems
-from app.db import embedded, owner, reader
+from app.api import problems
+from app.db import owner, reader
+from app.dev import embedded
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -8,7 +8,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from app.openapi import as_yaml
+from app.api.openapi import as_yaml
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "openapi.yaml"
 

@@ -6,7 +6,7 @@ import uuid
 
 import click
 
-from app import scopes
+from app.api import scopes
 from app.auth import auth
 from app.auth.jws import is_name
 from app.commands.audit import note

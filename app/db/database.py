@@ -21,42 +21,44 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from werkzeug.local import LocalProxy
 
-from app import metrics, problems
-from app.db import embedded, migrations
-from app.db.shared_commit import QueueFull, SharedCommit
+from app.api import problems
+from app.db import migrations
 from app.db.statements import Statement
+from app.dev import embedded
+from app.ingest.group_commit import GroupCommit, QueueFull
+from app.telemetry import metrics
 from config.settings import Settings
 
 if TYPE_CHECKING:
-    from app.writes import Write
+    from app.ingest.record_types import Write
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 T = TypeVar("T")
-Given = TypeVar("Given")
+Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Run = Callable[..., list[Row]]
 
 # The server ends, starts or lost the connection, or let it go because it was idle, or turned read-only because another
 # took over: worth the same statement again on another connection, since every statement is idempotent.
-GONE = {"57P01", "57P02", "57P03", "57P05", "25P03", "25006"}
+CONNECTION_LOST = {"57P01", "57P02", "57P03", "57P05", "25P03", "25006"}
 # Another set got there first: a serialization failure, a deadlock, a unique constraint beside the expected one.
 RACES = {"40001", "40P01", "23505"}
 # The server is there but can't do it now: full of connections, disk, memory or locks, too slow, or its disk fails.
 BUSY = {"53000", "53100", "53200", "53300", "53400", "57014", "25P04", "58000", "58030", "58P01"}
 # Somebody else held what it would change for as long as it may wait.
-LOCKED = "55P03"
+LOCK_TIMEOUT_STATE = "55P03"
 # Its schema is older than this code: migrations are pending.
-BEHIND = {"42P01", "42703"}
+SCHEMA_OUTDATED = {"42P01", "42703"}
 
 # How often a race may be lost, and how many passes a set may take while others change what it looks at.
-MOST_RACES = 4
-MOST_PASSES = 8
+MAX_RACES = 4
+MAX_PASSES = 8
 # Of rows that are stored one by one: milliseconds that each waits for a lock, and how many of a set may do so in vain
 # before the rest is not tried: it may be the table that is locked, and others wait behind.
 ROW_LOCK_MS = 100
-MOST_LOCKED = 5
+MAX_LOCKED = 5
 # How long a kind that could not be stored counts as failing when nobody tries again: whoever watches readiness may have
 # sent everybody elsewhere, and waits for it to return.
 FAILING_SECONDS = 4
@@ -124,30 +126,30 @@ class Database:
         self._pid = 0
         self._opening = threading.Lock()
         # Seconds that a row waits for those before it.
-        self._patience = settings.pool_wait_seconds + 2 * settings.statement_timeout_ms / 1000
-        self._shared: dict[str, SharedCommit[Row, Row]] = {}
-        self._looks: dict[str, SharedCommit[None, list[Row]]] = {}
+        self._timeout = settings.pool_wait_seconds + 2 * settings.statement_timeout_ms / 1000
+        self._shared: dict[str, GroupCommit[Row, Row]] = {}
+        self._shared_reads: dict[str, GroupCommit[None, list[Row]]] = {}
         # When each kind could last not be stored, and has not been since.
         self._failed: dict[str, float] = {}
 
     def run(self, statement: Statement, **parameters: Any) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows, after the commit."""
-        return self._reliably(lambda connection: self._execute(connection, statement, parameters))
+        return self._with_retries(lambda connection: self._execute(connection, statement, parameters))
 
-    def look(self, statement: Statement) -> list[Row]:
+    def read_shared(self, statement: Statement) -> list[Row]:
         """Run a statement that has no parameters and changes nothing. Concurrent calls share one run.
 
         So strangers, who may ask as often as they like, take one connection from those who write.
         """
-        looks = self._looks.get(statement.name)
+        looks = self._shared_reads.get(statement.name)
         if looks is None:
-            looks = self._looks.setdefault(
+            looks = self._shared_reads.setdefault(
                 statement.name,
-                SharedCommit(
+                GroupCommit(
                     lambda asked: [self.run(statement)] * len(asked),
                     max_rows=sys.maxsize,
                     max_waiting=sys.maxsize,
-                    patience=self._patience,
+                    timeout=self._timeout,
                 ),
             )
         return _submitted(looks, None)
@@ -159,7 +161,7 @@ class Database:
             with connection.transaction():
                 return work(lambda statement, **parameters: self._execute(connection, statement, parameters))
 
-        return self._reliably(once)
+        return self._with_retries(once)
 
     def write(self, write: Write, row: Row) -> Row:
         """Store one row of one kind. Concurrent calls share a statement and a commit.
@@ -171,11 +173,11 @@ class Database:
         if shared is None:
             shared = self._shared.setdefault(
                 write.type,
-                SharedCommit(
+                GroupCommit(
                     lambda rows: self._write_set(write, rows),
                     max_rows=self.settings.set_rows,
                     max_waiting=self.settings.queue_rows,
-                    patience=self._patience,
+                    timeout=self._timeout,
                     waited=partial(metrics.waited_in_queue, write.type),
                 ),
             )
@@ -197,12 +199,12 @@ class Database:
                 return [[self._outcome(connection, write, row) for row in rows] for write, rows in sets]
 
         try:
-            answers = self._reliably(together)
+            answers = self._with_retries(together)
         except problems.Problem as problem:
             if problem.status == 503:
                 self._failed.update((write.type, time.monotonic()) for write, _ in sets)
                 raise
-            answers = self._reliably(apart)
+            answers = self._with_retries(apart)
         for (write, _), set_ in zip(sets, answers, strict=True):
             self._failed.pop(write.type, None)
             metrics.stored(write.type, [row["outcome"] if isinstance(row, dict) else "failed" for row in set_])
@@ -243,7 +245,7 @@ class Database:
                 return self._outcomes(connection, write, rows)
 
         try:
-            stored = self._reliably(once)
+            stored = self._with_retries(once)
         except problems.Problem as problem:
             return [problem] * len(rows)
         metrics.stored(write.type, [row["outcome"] for row in stored])
@@ -267,7 +269,7 @@ class Database:
         """
         answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
         asked: Sequence[int] = range(len(rows))
-        for number in range(MOST_PASSES):
+        for number in range(MAX_PASSES):
             text = dumps([{"ord": ord, **rows[ord]} for ord in asked])
             for found in self._execute(connection, write.again if number % 2 else write.statement, {"rows": text}):
                 answers[found.pop("ord")].update(found)
@@ -280,7 +282,7 @@ class Database:
         cursor = connection.execute(statement.text, parameters, prepare=self.settings.prepare_statements)
         return cursor.fetchall()
 
-    def _reliably(self, work: Callable[[Connection], T]) -> T:
+    def _with_retries(self, work: Callable[[Connection], T]) -> T:
         """Do the work on a connection, and again on another while that may help; turn errors into Problems."""
         deadline = time.monotonic() + self.settings.pool_wait_seconds
         lost_races = 0
@@ -297,9 +299,9 @@ class Database:
                 fields = {"sqlstate": error.sqlstate, "constraint": error.diag.constraint_name}
                 log.warning("database error", extra={"fields": fields})
                 metrics.database_error(error)
-                gone = _is_gone(error)
+                gone = _is_connection_lost(error)
                 lost_races += error.sqlstate in RACES
-                if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < MOST_RACES):
+                if (gone and time.monotonic() < deadline) or (error.sqlstate in RACES and lost_races < MAX_RACES):
                     if gone and self._pool is not None:
                         # The others that idle in the pool are likely to be broken too.
                         self._pool.drain()
@@ -343,7 +345,7 @@ class Database:
             self._pool, self._pid = pool, os.getpid()
 
 
-def _submitted(shared: SharedCommit[Given, Answer], given: Given) -> Answer:
+def _submitted(shared: GroupCommit[Item, Answer], given: Item) -> Answer:
     try:
         return shared.submit(given)
     except QueueFull as error:
@@ -351,21 +353,21 @@ def _submitted(shared: SharedCommit[Given, Answer], given: Given) -> Answer:
         raise problems.Unavailable() from None
 
 
-def _is_gone(error: psycopg.Error) -> bool:
+def _is_connection_lost(error: psycopg.Error) -> bool:
     """Whether this connection is of no use any more, and another may be."""
     if error.sqlstate is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     # Class 08 is about connections; a pooler in between reports its own failures so.
-    return error.sqlstate in GONE or error.sqlstate.startswith("08")
+    return error.sqlstate in CONNECTION_LOST or error.sqlstate.startswith("08")
 
 
 def _problem(error: psycopg.Error) -> problems.Problem:
     outcome = problems.CONSTRAINTS.get(error.diag.constraint_name or "")
     if outcome is not None:
         return problems.refused(outcome)
-    if error.sqlstate == LOCKED:
+    if error.sqlstate == LOCK_TIMEOUT_STATE:
         return problems.Unavailable(is_locked=True)
-    if _is_gone(error) or error.sqlstate in BUSY | RACES | BEHIND:
+    if _is_connection_lost(error) or error.sqlstate in BUSY | RACES | SCHEMA_OUTDATED:
         return problems.Unavailable()
     return problems.internal()
 
@@ -381,7 +383,7 @@ def _is_locked(answer: Row | Exception) -> bool:
 
 def _is_hopeless(answers: list[Row | Exception]) -> bool:
     """Whether those that come behind these need not be tried."""
-    return bool(answers) and (_is_away(answers[-1]) or sum(map(_is_locked, answers)) >= MOST_LOCKED)
+    return bool(answers) and (_is_away(answers[-1]) or sum(map(_is_locked, answers)) >= MAX_LOCKED)
 
 
 def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:

@@ -34,9 +34,9 @@ OWNER = "watchpost_owner"
 SELECT_MIGRATIONS = statement("service/select_migrations")
 # One number for all replicas; any constant does.
 ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"watchpost migrations").digest()[:8], signed=True)
-# Writers queue behind who waits for a table's lock: each try is shorter than their patience, and there are many.
+# Writers queue behind who waits for a table's lock: each try is shorter than their timeout, and there are many.
 LOCK_TIMEOUT = "1s"
-MOST_TRIES = 30
+MAX_TRIES = 30
 # lock_not_available, deadlock_detected
 BUSY = {"55P03", "40P01"}
 
@@ -82,7 +82,7 @@ def apply(url: str) -> list[str]:
     with _alone(url) as lock:
         rights = _rights(lock)
         if rights["is_superuser"]:
-            _patiently("roles", lambda: lock.execute(ROLES.read_text(encoding="utf-8")))
+            _retry_on_lock("roles", lambda: lock.execute(ROLES.read_text(encoding="utf-8")))
             rights = _rights(lock)
         elif not rights["has_roles"]:
             log.warning("one role does everything: a DBA has not run config/roles.sql")
@@ -91,9 +91,9 @@ def apply(url: str) -> list[str]:
             pending = backend.to_apply(migrations)
             _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
             for migration in pending:
-                _patiently(migration.id, partial(_apply_one, backend, migration))
+                _retry_on_lock(migration.id, partial(_apply_one, backend, migration))
             if rights["has_roles"] and (pending or _recorded(backend).get(GRANTS.stem) != _checksum(GRANTS)):
-                _patiently(GRANTS.stem, lambda: _grant(backend))
+                _retry_on_lock(GRANTS.stem, lambda: _grant(backend))
         partitions.try_to_ensure(url)
         return [migration.id for migration in pending]
 
@@ -105,7 +105,7 @@ def rollback(url: str, to: str | None = None) -> list[str]:
         if to is not None:
             undone = undone.filter(lambda migration: migration.id >= to)
         for migration in undone:
-            _patiently(migration.id, partial(_rollback_one, backend, migration))
+            _retry_on_lock(migration.id, partial(_rollback_one, backend, migration))
         return [migration.id for migration in undone]
 
 
@@ -173,9 +173,9 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _patiently(name: str, work: Callable[[], object]) -> None:
+def _retry_on_lock(name: str, work: Callable[[], object]) -> None:
     """Do what needs a lock, and again when somebody holds it. Raises MigrationError when it is held for too long."""
-    for tries_left in reversed(range(MOST_TRIES)):
+    for tries_left in reversed(range(MAX_TRIES)):
         try:
             work()
             return

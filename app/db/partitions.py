@@ -9,29 +9,29 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from app.db import embedded
 from app.db.statements import statement
+from app.dev import embedded
 
 log = logging.getLogger(__name__)
 
 ENSURE_PARTITIONS = statement("partitions/ensure_partitions")
 
 MONTHS_AHEAD = 3
-# They move while writers wait, so in less than a writer's patience.
-MOST_MOVED = 50_000
+# They move while writers wait, so in less than a writer's timeout.
+MAX_MOVED = 50_000
 # Somebody holds a table for longer than this waits: worth coming again.
 BUSY = {"55P03", "40P01"}
-MOST_TRIES = 5
+MAX_TRIES = 5
 
 
-def ensure(url: str, months_ahead: int = MONTHS_AHEAD, most_moved: int = MOST_MOVED) -> list[dict[str, Any]]:
+def ensure(url: str, months_ahead: int = MONTHS_AHEAD, most_moved: int = MAX_MOVED) -> list[dict[str, Any]]:
     """Make the partitions that are missing. Raises psycopg.Error; nothing is then made, and no row lost.
 
     Returns what the statement does: a row for each month that had no partition.
     """
     parameters = {"months_ahead": months_ahead, "most_moved": most_moved}
     with psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=5) as connection:
-        for tries_left in reversed(range(MOST_TRIES)):
+        for tries_left in reversed(range(MAX_TRIES)):
             try:
                 with connection.transaction():
                     # Its waits are bounded by the function; a role's own limit is meant for requests.

@@ -1,15 +1,6 @@
 """The table of contents: each resource's blueprint, in the order of the documentation."""
 
-from app.resources import (
-    batch,
-    browsers,
-    compliance,
-    devices,
-    extension,
-    prompts,
-    service,
-    tokens,
-)
+from app.resources import batch, browsers, compliance, devices, extension, prompts, service, tokens
 
 BLUEPRINTS = [
     tokens.blp,

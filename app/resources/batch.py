@@ -8,23 +8,24 @@ from typing import Any
 import marshmallow as ma
 from flask import jsonify
 
-from app import fields, metrics, problems
-from app.auth import AccessToken, require, token
+from app.api import fields, problems
+from app.api.bodies import MAX_BATCH, MAX_DEPTH, Blueprint, DuplicateKeyDict, violations
+from app.api.openapi import example, refusals
+from app.api.scopes import WRITE
+from app.auth import Principal, require, token
 from app.db import db
-from app.limits import REPORTS
-from app.openapi import example, refusals
-from app.requests import DEEPEST, LARGEST_BATCH, Blueprint, FlawedDict, flaws
+from app.ingest.record_types import Write, accepted
+from app.limits.admission import NORMAL
 from app.resources.browsers import BROWSER_HEARTBEAT, BROWSER_REGISTER
 from app.resources.compliance import COMPLIANCE_EVENT
 from app.resources.devices import DEVICE_HEARTBEAT
 from app.resources.extension import EXTENSION_STATUS
 from app.resources.prompts import PROMPT
-from app.scopes import WRITE
-from app.writes import Write, accepted
+from app.telemetry import metrics
 
 blp = Blueprint("batch", __name__, url_prefix="/api", description="What an agent spooled while it was offline.")
 
-MOST_ITEMS = 1000
+MAX_ITEMS = 1000
 # In the order in which all batches store them, for `Database.write_all`.
 KINDS = {
     write.type: write
@@ -42,11 +43,11 @@ KINDS = {
 class Items(ma.fields.Field[list[Any]]):
     """1 to 1,000 items, each as it came: what is wrong with one must not cost the others."""
 
-    default_error_messages = {"invalid": f"Must be a list of 1 to {MOST_ITEMS} items."}
+    default_error_messages = {"invalid": f"Must be a list of 1 to {MAX_ITEMS} items."}
     json_schema = {
         "type": "array",
         "minItems": 1,
-        "maxItems": MOST_ITEMS,
+        "maxItems": MAX_ITEMS,
         "items": {
             "type": "object",
             "required": ["type", "body"],
@@ -58,7 +59,7 @@ class Items(ma.fields.Field[list[Any]]):
     }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
-        if not isinstance(value, list) or not 1 <= len(value) <= MOST_ITEMS:
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_ITEMS:
             raise self.make_error("invalid")
         return value
 
@@ -66,15 +67,15 @@ class Items(ma.fields.Field[list[Any]]):
 class BatchRequest(fields.Schema):
     items = Items(required=True)
 
-    largest = LARGEST_BATCH
+    largest = MAX_BATCH
 
-    def flaws(self, value: Any) -> Iterator[str]:
+    def violations(self, value: Any) -> Iterator[str]:
         """What is wrong outside of the items."""
         if not isinstance(value, dict) or not isinstance(value.get("items"), list):
-            return flaws(value)
-        shell = FlawedDict() if isinstance(value, FlawedDict) else {}
+            return violations(value)
+        shell = DuplicateKeyDict() if isinstance(value, DuplicateKeyDict) else {}
         shell.update({name: below for name, below in value.items() if name != "items"})
-        return flaws(shell)
+        return violations(shell)
 
 
 class BatchResult(ma.Schema):
@@ -93,18 +94,18 @@ class BatchResponse(ma.Schema):
 
 
 @blp.route("/batch", methods=["POST"])
-@require(*WRITE, share=REPORTS, largest=LARGEST_BATCH)
+@require(*WRITE, priority=NORMAL, largest=MAX_BATCH)
 @blp.arguments(BatchRequest(), example=example("batch"))
 @blp.response(200, BatchResponse())
 @refusals()
 def replay(batch: dict[str, Any]) -> Any:
     """Record up to 1,000 items of mixed kinds in one commit, each with its own result."""
-    items, speaker = batch["items"], token()
+    items, principal = batch["items"], token()
     results: list[dict[str, Any]] = [{}] * len(items)
     sets: dict[Write, list[tuple[int, dict[str, Any]]]] = {write: [] for write in KINDS.values()}
     for index, item in enumerate(items):
         try:
-            write, row = _row(item, speaker)
+            write, row = _row(item, principal)
             sets[write].append((index, row))
         except problems.Problem as problem:
             results[index] = _refused(problem, None)
@@ -122,19 +123,19 @@ def replay(batch: dict[str, Any]) -> Any:
     return jsonify(results=results)
 
 
-def _row(item: Any, speaker: AccessToken) -> tuple[Write, dict[str, Any]]:
+def _row(item: Any, principal: Principal) -> tuple[Write, dict[str, Any]]:
     """What kind of row an item is, and the row. Raises Problem 400 or 403."""
     # An item nests its body one level deeper than a POST of its own.
-    for message in flaws(item, DEEPEST + 1):
+    for message in violations(item, MAX_DEPTH + 1):
         raise problems.invalid({"json": {"_schema": [message]}})
     type_ = item.get("type") if isinstance(item, dict) else None
     write = KINDS.get(type_) if isinstance(type_, str) else None
     if write is None:
         raise problems.invalid({"json": {"type": [f"Must be one of: {', '.join(KINDS)}."]}})
-    if write.scope not in speaker.scopes:
+    if write.scope not in principal.scopes:
         raise problems.Problem(403, "insufficient-scope", "Forbidden", f"The token lacks the scope {write.scope}.")
     try:
-        return write, write.row(write.schema.load(item.get("body")), speaker)
+        return write, write.row(write.schema.load(item.get("body")), principal)
     except ma.ValidationError as error:
         raise problems.invalid({"json": error.messages}) from None
 

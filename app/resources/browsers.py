@@ -6,14 +6,14 @@ from typing import Any
 
 import marshmallow as ma
 
-from app import fields
+from app.api import fields
+from app.api.bodies import Blueprint
+from app.api.openapi import example, refusals
 from app.auth import require
 from app.db import statement
-from app.express import express
-from app.limits import HEARTBEATS, REPORTS
-from app.openapi import example, refusals
-from app.requests import Blueprint
-from app.writes import Write
+from app.ingest.fast_path import express
+from app.ingest.record_types import Write
+from app.limits.admission import LOW, NORMAL
 
 blp = Blueprint("browsers", __name__, url_prefix="/api/browsers", description="Browser profiles with the extension.")
 
@@ -61,7 +61,7 @@ BROWSER_REGISTER = Write(
     statement=statement("browsers/upsert_instances"),
     again=SELECT_OWNERS,
     id="instance_id",
-    share=REPORTS,
+    priority=NORMAL,
 )
 BROWSER_HEARTBEAT = Write(
     "browser_heartbeat",
@@ -71,14 +71,14 @@ BROWSER_HEARTBEAT = Write(
     statement=statement("browsers/upsert_heartbeats"),
     again=SELECT_OWNERS,
     id="instance_id",
-    share=HEARTBEATS,
+    priority=LOW,
     beats=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
 @express(BROWSER_REGISTER)
-@require(BROWSER_REGISTER.scope, share=BROWSER_REGISTER.share)
+@require(BROWSER_REGISTER.scope, priority=BROWSER_REGISTER.priority)
 @blp.arguments(BROWSER_REGISTER.schema, example=example("browser_register"))
 @blp.response(201, BROWSER_REGISTER.answer)
 @refusals(RegisterBrowserResponse, 409)
@@ -89,7 +89,7 @@ def register(instance: dict[str, Any]) -> Any:
 
 @blp.route("/heartbeat", methods=["POST"])
 @express(BROWSER_HEARTBEAT)
-@require(BROWSER_HEARTBEAT.scope, share=BROWSER_HEARTBEAT.share)
+@require(BROWSER_HEARTBEAT.scope, priority=BROWSER_HEARTBEAT.priority)
 @blp.arguments(BROWSER_HEARTBEAT.schema, example=example("browser_heartbeat"))
 @blp.response(201, BROWSER_HEARTBEAT.answer)
 @refusals(BrowserHeartbeatResponse, 409)

@@ -6,13 +6,13 @@ from typing import Any
 
 import marshmallow as ma
 
-from app import fields
+from app.api import fields
+from app.api.bodies import Blueprint
+from app.api.openapi import example, refusals
 from app.auth import require
 from app.db import statement
-from app.express import express
-from app.openapi import example, refusals
-from app.requests import Blueprint
-from app.writes import Write
+from app.ingest.fast_path import express
+from app.ingest.record_types import Write
 
 blp = Blueprint("compliance", __name__, url_prefix="/api/compliance", description="Tampering, blocked prompts.")
 
@@ -52,7 +52,7 @@ COMPLIANCE_EVENT = Write(
 
 @blp.route("/event", methods=["POST"])
 @express(COMPLIANCE_EVENT)
-@require(COMPLIANCE_EVENT.scope, share=COMPLIANCE_EVENT.share)
+@require(COMPLIANCE_EVENT.scope, priority=COMPLIANCE_EVENT.priority)
 @blp.arguments(COMPLIANCE_EVENT.schema, example=example("compliance_event"))
 @blp.response(201, COMPLIANCE_EVENT.answer)
 @refusals(ComplianceEventResponse, 409)

@@ -8,16 +8,16 @@ from typing import Any
 
 import marshmallow as ma
 
-from app import fields
+from app.api import fields
+from app.api.bodies import Blueprint
+from app.api.openapi import example, refusals
+from app.api.scopes import REGISTER
 from app.auth import require, token
-from app.auth.keys import LONGEST_PEM, DeviceKey, KeyRefused, device_key
+from app.auth.keys import MAX_PEM, DeviceKey, KeyRefused, device_key
 from app.db import db, statement
-from app.express import express
-from app.limits import HEARTBEATS, REPORTS
-from app.openapi import example, refusals
-from app.requests import Blueprint
-from app.scopes import REGISTER
-from app.writes import Write, accepted
+from app.ingest.fast_path import express
+from app.ingest.record_types import Write, accepted
+from app.limits.admission import LOW, NORMAL
 
 blp = Blueprint("devices", __name__, url_prefix="/api/devices", description="Laptops with an agent.")
 
@@ -25,7 +25,7 @@ blp = Blueprint("devices", __name__, url_prefix="/api/devices", description="Lap
 class PublicKey(ma.fields.Field[DeviceKey]):
     """A device's public key, in PEM."""
 
-    json_schema = {"type": "string", "maxLength": LONGEST_PEM}
+    json_schema = {"type": "string", "maxLength": MAX_PEM}
     default_error_messages = {"invalid": "Not a valid string."}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> DeviceKey:
@@ -81,7 +81,7 @@ DEVICE_REGISTER = Write(
     statement=REGISTER_DEVICES,
     again=REGISTER_DEVICES,
     id="device_id",
-    share=REPORTS,
+    priority=NORMAL,
 )
 UPSERT_HEARTBEATS = statement("devices/upsert_heartbeats")
 DEVICE_HEARTBEAT = Write(
@@ -92,13 +92,13 @@ DEVICE_HEARTBEAT = Write(
     statement=UPSERT_HEARTBEATS,
     again=UPSERT_HEARTBEATS,
     id="device_id",
-    share=HEARTBEATS,
+    priority=LOW,
     beats=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
-@require(DEVICE_REGISTER.scope, share=DEVICE_REGISTER.share)
+@require(DEVICE_REGISTER.scope, priority=DEVICE_REGISTER.priority)
 @blp.arguments(DEVICE_REGISTER.schema, example=example("device_register"))
 @blp.response(201, DEVICE_REGISTER.answer)
 @refusals(RegisterDeviceResponse, 409)
@@ -118,7 +118,7 @@ def register(device: dict[str, Any]) -> Any:
 
 @blp.route("/heartbeat", methods=["POST"])
 @express(DEVICE_HEARTBEAT)
-@require(DEVICE_HEARTBEAT.scope, share=DEVICE_HEARTBEAT.share)
+@require(DEVICE_HEARTBEAT.scope, priority=DEVICE_HEARTBEAT.priority)
 @blp.arguments(DEVICE_HEARTBEAT.schema, example=example("device_heartbeat"))
 @blp.response(201, DEVICE_HEARTBEAT.answer)
 @refusals(DeviceHeartbeatResponse, 409)

@@ -6,14 +6,14 @@ from typing import Any
 
 import marshmallow as ma
 
-from app import fields
+from app.api import fields
+from app.api.bodies import Blueprint
+from app.api.openapi import example, refusals
 from app.auth import require
 from app.db import statement
-from app.express import express
-from app.limits import REPORTS
-from app.openapi import example, refusals
-from app.requests import Blueprint
-from app.writes import Write
+from app.ingest.fast_path import express
+from app.ingest.record_types import Write
+from app.limits.admission import NORMAL
 
 blp = Blueprint("extension", __name__, url_prefix="/api/extension", description="Whether the extension is on.")
 
@@ -46,13 +46,13 @@ EXTENSION_STATUS = Write(
     again=statement("extension/select_statuses"),
     id="status_id",
     time="reported_at",
-    share=REPORTS,
+    priority=NORMAL,
 )
 
 
 @blp.route("/status", methods=["POST"])
 @express(EXTENSION_STATUS)
-@require(EXTENSION_STATUS.scope, share=EXTENSION_STATUS.share)
+@require(EXTENSION_STATUS.scope, priority=EXTENSION_STATUS.priority)
 @blp.arguments(EXTENSION_STATUS.schema, example=example("extension_status"))
 @blp.response(201, EXTENSION_STATUS.answer)
 @refusals(ExtensionStatusResponse, 409)

@@ -6,14 +6,14 @@ from typing import Any
 
 import marshmallow as ma
 
-from app import fields
+from app.api import fields
+from app.api.bodies import Blueprint
+from app.api.openapi import example, refusals
 from app.auth import require
 from app.db import statement
-from app.express import express
-from app.limits import REPORTS
-from app.openapi import example, refusals
-from app.requests import Blueprint
-from app.writes import Write
+from app.ingest.fast_path import express
+from app.ingest.record_types import Write
+from app.limits.admission import NORMAL
 
 blp = Blueprint("prompts", __name__, url_prefix="/api", description="Prompts that were sent to AI sites.")
 
@@ -54,13 +54,13 @@ PROMPT = Write(
     again=statement("prompts/select_prompts"),
     id="prompt_id",
     time="timestamp",
-    share=REPORTS,
+    priority=NORMAL,
 )
 
 
 @blp.route("/prompt", methods=["POST"])
 @express(PROMPT)
-@require(PROMPT.scope, share=PROMPT.share)
+@require(PROMPT.scope, priority=PROMPT.priority)
 @blp.arguments(PROMPT.schema, example=example("prompt"))
 @blp.response(201, PROMPT.answer)
 @refusals(PromptResponse, 409)

@@ -8,11 +8,12 @@ from typing import Any
 from flask import Response, jsonify
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from app import metrics, problems
+from app.api import problems
+from app.api.bodies import Blueprint
+from app.api.openapi import documented
 from app.auth import require
 from app.db import db, migrations, statement
-from app.openapi import documented
-from app.requests import Blueprint
+from app.telemetry import metrics
 
 blp = Blueprint("service", __name__, description="Whether the service lives, and whether it can work.")
 
@@ -32,7 +33,7 @@ def livez() -> Any:
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
     """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
-    pending = _pending(db.look(SELECT_MIGRATIONS))
+    pending = _pending(db.read_shared(SELECT_MIGRATIONS))
     if pending:
         raise problems.Problem(
             503,

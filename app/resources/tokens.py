@@ -7,10 +7,10 @@ from typing import Any
 import marshmallow as ma
 from flask import Response, jsonify
 
-from app import problems, scopes
+from app.api import problems, scopes
+from app.api.bodies import Blueprint
+from app.api.openapi import documented
 from app.auth import auth, token_endpoint
-from app.openapi import documented
-from app.requests import Blueprint
 
 blp = Blueprint("tokens", __name__, description="Access tokens for devices (OAuth 2.0 client credentials).")
 

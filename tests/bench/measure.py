@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 import psycopg
 
-from app.db import embedded, statement
+from app.db import statement
+from app.dev import embedded
 from tests.bench import rows
 from tests.bench.stage import BenchError, Site, Stage, Tools
 

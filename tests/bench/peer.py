@@ -36,10 +36,10 @@ ISSUER = os.environ.get("WATCHPOST_ISSUER", "")
 SCOPE = "prompts:write"
 LEEWAY_SECONDS = 60
 MOST_TOKENS = 100_000
-LARGEST_BODY = 1024 * 1024
+MAX_BODY = 1024 * 1024
 EARLIEST_MS = 1_420_070_400_000
 AHEAD_MS = 24 * 3600 * 1000
-LONGEST_TEXT = 262_144
+MAX_TEXT = 262_144
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 COLUMNS = (
@@ -143,17 +143,17 @@ def _unauthorized(error: str, detail: str) -> Problem:
     return Problem(401, detail, {"WWW-Authenticate": challenge})
 
 
-def _storable(text: str) -> str:
+def _sanitize(text: str) -> str:
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
 def _storable_tree(node: Any) -> Any:
     if isinstance(node, str):
-        return _storable(node)
+        return _sanitize(node)
     if isinstance(node, list):
         return [_storable_tree(item) for item in node]
     if isinstance(node, dict):
-        return {_storable(key): _storable_tree(item) for key, item in node.items()}
+        return {_sanitize(key): _storable_tree(item) for key, item in node.items()}
     return node
 
 
@@ -164,8 +164,8 @@ def _plausible(epoch_ms: int) -> int:
 
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
-Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT), AfterValidator(_storable)]
-FilledText = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_storable)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT), AfterValidator(_sanitize)]
+FilledText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_sanitize)]
 EpochMilliseconds = Annotated[int, Field(strict=True, ge=EARLIEST_MS), AfterValidator(_plausible)]
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$", to_lower=True)]
 
@@ -330,7 +330,7 @@ async def _body(request: Request) -> bytes:
     size = 0
     async for piece in request.stream():
         size += len(piece)
-        if size > LARGEST_BODY:
+        if size > MAX_BODY:
             raise Problem(413, "The body is too large.")
         pieces.append(piece)
     return b"".join(pieces)

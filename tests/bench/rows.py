@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm
 
-from app.scopes import WRITE
+from app.api.scopes import WRITE
 
 TOKEN_SECONDS = 24 * 3600
 

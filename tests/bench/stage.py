@@ -20,9 +20,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from app.auth.keys import SigningKeys
-from app.db import embedded, migrations
+from app.db import migrations
+from app.dev import embedded
 from tests.bench.rows import Mint
-from tests.service import ROOT, free_port, serving
+from tests.support.service import ROOT, free_port, serving
 
 ISSUER = "http://watchpost.bench"
 WORKERS = 2

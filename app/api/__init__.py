@@ -1,0 +1,1 @@
+"""What all endpoints share: bodies, fields, problem details, the OpenAPI description."""

@@ -1,0 +1,1 @@
+"""The write pipeline: record types, the group commit, the fast path."""

@@ -1,0 +1,264 @@
+"""Every `.sql` file is one reviewed statement: header, parameters, plan, use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from app.db import plans
+from app.db.statements import FOLDER, header, names, statement
+from tests.support.seed import fill
+
+NAMES = names()
+# The sets of the service: a request's own, the largest of a batch, one of things that are not there yet.
+SETS = ((1, 1), (1000, 1), (1000, 1_000_001))
+PAGE_BYTES = 8192
+# Rows beside those that are asked for: what has expired, the first row of each partition.
+FEW = 40
+
+
+def source(name: str) -> str:
+    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def code(name: str) -> str:
+    return "\n".join(line for line in source(name).split("\n") if not line.lstrip().startswith("--"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_statement_has_a_header_and_is_one_statement(name: str) -> None:
+    assert source(name).startswith("-- ")
+    assert code(name).count(";") == 1
+    assert code(name).rstrip().endswith(";")
+    assert not re.search(r"\bOFFSET\b", code(name))
+    assert "LIMIT" not in code(name) or "ORDER BY" in code(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_lists_every_parameter_and_what_comes_back(name: str) -> None:
+    said = "\n".join(line for line in source(name).split("\n") if line.startswith("--"))
+    for parameter in set(re.findall(r"%\((\w+)\)s", code(name))):
+        assert re.search(rf"^-- {parameter}\s", said, re.MULTILINE), parameter
+    assert {"Returns", "Load"} <= set(header(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_says_how_rows_are_found(name: str) -> None:
+    """By an index, by a scan of a table with the reason why, or inside a function that it describes."""
+    said = header(name)
+    assert set(said) & {"Index", "Scans", "Calls"} or said.get("Reads") == "no table"
+    assert re.fullmatch(r"\w+(, \w+)*", said.get("Index", "none"))
+    assert re.fullmatch(r"(\w+|system catalogs): .{15,}", said.get("Scans", "none: " + "-" * 15))
+    assert re.fullmatch(r"\w+(,| for) .{15,}", said.get("Calls", "none, " + "-" * 15))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_statement_is_used_by_the_code(name: str) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (Path(FOLDER).parent / "app").rglob("*.py"))
+    assert f'statement("{name}")' in code
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_sent_names_its_file_behind_the_first_word_and_has_no_other_comment(name: str) -> None:
+    sent = statement(name).text
+    assert re.match(rf"[A-Z]+ /\* {name} \*/\s", sent)
+    assert "--" not in sent
+    assert sent.count("/*") == 1
+
+
+class Tables:
+    """The tables in a state in which statistics may mislead the planner, and what a plan touches in them."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        whole = "SELECT c.relname, coalesce(r.relname, c.relname) FROM pg_class AS c "
+        whole += "LEFT JOIN pg_class AS r ON pg_partition_root(c.oid) = r.oid"
+        # By a partition the table that it is of, by its index the index that that is of.
+        self.whole = dict(connection.execute(whole).fetchall())
+        self.sizes = dict(connection.execute("SELECT relname, pg_relation_size(oid) FROM pg_class").fetchall())
+        catalogs = "SELECT relname FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace"
+        self.catalogs = {row[0] for row in connection.execute(catalogs)}
+        self.indexes: dict[str, set[str]] = {}
+        self.unique: dict[str, set[str]] = {}
+        for table, index, definition in connection.execute("SELECT tablename, indexname, indexdef FROM pg_indexes"):
+            self.indexes.setdefault(table, set()).add(index)
+            if "UNIQUE" in definition:
+                self.unique.setdefault(table, set()).add(index)
+
+    def found_by(self, plan: plans.Plan) -> set[str]:
+        """The indexes by which a plan finds rows, and tells that a row is there already."""
+        found = set()
+        for node in plans.nodes(plan):
+            if "Index Name" in node and node["Index Name"] not in self.catalogs:
+                found.add(self.whole[node["Index Name"]])
+            if "Conflict Resolution" in node:
+                # Without a target any unique index tells.
+                found |= set(node.get("Conflict Arbiter Indexes", ())) or self.unique[node["Relation Name"]]
+        return found
+
+    def scanned(self, plan: plans.Plan, least_bytes: int) -> set[str]:
+        """The tables of at least that size, as one file each, that a plan reads from end to end."""
+        return {
+            "system catalogs" if scan["Relation Name"] in self.catalogs else self.whole[scan["Relation Name"]]
+            for scan in plans.nodes(plan)
+            if scan["Node Type"] == "Seq Scan" and self.sizes[scan["Relation Name"]] >= least_bytes
+        }
+
+
+def read(plan: plans.Plan) -> float:
+    """Rows looked at in tables, whether they were of use or not, and rows that were handed on to be written."""
+    rows = 0.0
+    for node in plans.nodes(plan):
+        if node["Node Type"] == "ModifyTable":
+            rows += sum(child["Actual Rows"] * child["Actual Loops"] for child in node.get("Plans", ()))
+        elif "Relation Name" in node:
+            rows += handled(node)
+    return rows
+
+
+def handled(node: plans.Plan) -> float:
+    """Rows that a node looked at, in tables or in what other nodes made."""
+    dropped = sum(value for name, value in node.items() if name.startswith("Rows Removed by"))
+    return float((node["Actual Rows"] + dropped) * node["Actual Loops"])
+
+
+def repeated(plan: plans.Plan) -> set[str]:
+    """What a plan made in memory, and looks through from end to end for each row of something else."""
+    loops = [node["Plans"][1] for node in plans.nodes(plan) if node["Node Type"] == "Nested Loop"]
+    inner = [child["Plans"][0] if child["Node Type"] in ("Materialize", "Memoize") else child for child in loops]
+    return {child["CTE Name"] for child in inner if "CTE Name" in child}
+
+
+def expected(plan: plans.Plan) -> float:
+    """Rows that the planner expects of tables. What is below a limit is not fetched to the end, whatever it expects."""
+    if plan["Node Type"] == "Limit":
+        return 0.0
+    own = plan["Plan Rows"] if "Relation Name" in plan and plan["Node Type"] != "ModifyTable" else 0.0
+    return own + sum(expected(child) for child in plan.get("Plans", ()))
+
+
+def faults_of(tables: Tables, name: str, is_empty: bool) -> Iterator[str]:
+    """What the plans of a statement do otherwise than its header says."""
+    said = header(name)
+    named = set(said["Index"].split(", ")) if "Index" in said else set()
+    may_scan = said["Scans"].split(":")[0] if "Scans" in said else ""
+    wanted = statement(name)
+    takes_a_set = "%(rows)s" in wanted.text
+    found: set[str] = set()
+    scanned: set[str] = set()
+    for rows, first in SETS if takes_a_set else SETS[:1]:
+        parameters = plans.examples(rows, first)
+        amount = rows if takes_a_set else parameters["amount"] if "%(amount)s" in wanted.text else 1
+        for generic in (False, True):
+            options = "FORMAT JSON" if is_empty else "ANALYZE, TIMING OFF, FORMAT JSON"
+            plan = plans.explain(tables.connection, wanted, parameters, generic, options)
+            case = f"{name}, {rows} rows from {first}, {'generic' if generic else 'custom'}: "
+            found |= tables.found_by(plan)
+            scanned |= tables.scanned(plan, 0)
+            # A plan that is made while a table is empty stays after it has filled: sets get none that scans.
+            # Other statements may scan what has no more than a page.
+            least = 0 if is_empty and takes_a_set else 1 if takes_a_set else PAGE_BYTES + 1
+            if scans := tables.scanned(plan, least) - {may_scan}:
+                yield case + f"scans {scans}"
+            if takes_a_set and repeated(plan):
+                yield case + f"looks through {repeated(plan)} for each row"
+            if is_empty or "Reads" in said or may_scan:
+                continue
+            # A row may be looked up in several tables.
+            if read(plan) > 4 * amount + FEW:
+                yield case + f"reads {read(plan):.0f} rows"
+            # In memory too, what a set costs grows with its rows, not with their square.
+            if sum(map(handled, plans.nodes(plan))) > 60 * amount + 1000:
+                yield case + f"handles {sum(map(handled, plans.nodes(plan))):.0f} rows"
+            if expected(plan) > 4 * amount + FEW:
+                yield case + f"is expected to read {expected(plan):.0f} rows"
+    if found - named:
+        yield f"{name}: uses {found - named}, which its header does not name"
+    if not is_empty:
+        # In a table of one page no index is worth it.
+        small = {
+            index
+            for table in scanned - {"system catalogs"}
+            if tables.sizes[table] <= PAGE_BYTES
+            for index in tables.indexes[table]
+        }
+        # Where a header has both, it depends on how much has expired.
+        if named - found - small and not may_scan:
+            yield f"{name}: does not use {named - found - small}, which its header names"
+        if may_scan and may_scan != "system catalogs" and not named and may_scan not in scanned:
+            yield f"{name}: does not scan {may_scan}"
+
+
+@contextmanager
+def tables(template: Any, state: str) -> Iterator[Tables]:
+    database = f"plans_{state.split()[-1]}"
+    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.template_dbname}")
+        try:
+            with psycopg.connect(url.format(database), autocommit=True) as connection:
+                if state != "empty":
+                    fill(connection)
+                if state == "filled and analyzed":
+                    connection.execute("VACUUM ANALYZE")
+                yield Tables(connection)
+        finally:
+            admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("state", ["empty", "filled but not analyzed", "filled and analyzed"])
+def test_statements_find_their_rows_as_their_headers_say(template: Any, state: str) -> None:
+    with tables(template, state) as there:
+        faults = [fault for name in NAMES for fault in faults_of(there, name, state == "empty")]
+    assert not faults, "\n".join(faults)
+
+
+HOLDS = """
+INSERT INTO legal_holds (hold_id, device_id, reason)
+SELECT gen_random_uuid(), 'other-' || n, 'r' FROM generate_series(1, 10000) AS n;
+INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt, username)
+SELECT $after + n, 'device-1', gen_random_uuid(), 'i', 's', 'u', 'p', 'anna' FROM generate_series(1, 100) AS n;
+INSERT INTO extension_status (reported_at, device_id, status_id, instance_id, status, reported_by)
+SELECT "timestamp", device_id, prompt_id, 'i', 'enabled', 'anna' FROM prompts;
+INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity, user_context)
+SELECT "timestamp", device_id, prompt_id, 'e', 'low', '"anna"' FROM prompts;
+"""
+HOLDS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'legal_holds'"
+
+
+@pytest.mark.parametrize("state", ["not analyzed", "analyzed"])
+def test_whether_a_row_is_held_is_found_without_reading_the_holds_of_others(template: Any, state: str) -> None:
+    """A plan does not show what happens in is_held."""
+    parameters = plans.examples()
+    parameters["from_ms"] = parameters["after_ms"]
+    callers = [name for name in NAMES if "is_held(" in code(name)]
+    assert len(callers) == 12
+    with tables(template, "empty") as there:
+        there.connection.execute(HOLDS.replace("$after", str(parameters["after_ms"])))
+        if state == "analyzed":
+            there.connection.execute("ANALYZE")
+        for name in callers:
+            with there.connection.transaction(force_rollback=True):
+                found = there.connection.execute(statement(name).text, parameters).fetchall()
+                (read_of_holds,) = there.connection.execute(HOLDS_READ).fetchone()
+            # Each of them has looked at a hundred rows, none of which is held.
+            assert found[0][0] == (0 if "select_held" in name else 100), name
+            assert read_of_holds < FEW, name
+
+
+def test_the_functions_that_a_statement_calls_are_named(template: Any) -> None:
+    """A plan does not show what happens in them."""
+    with tables(template, "empty") as there:
+        own = there.connection.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+        ).fetchall()
+    assert len(own) >= 3
+    for name in NAMES:
+        called = {function for (function,) in own if re.search(rf"\b{function}\(", code(name))}
+        assert called == set(re.findall(r"^\w+", header(name).get("Calls", ""))), name

@@ -1,0 +1,423 @@
+"""POST /api/browsers/register and POST /api/browsers/heartbeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.support.agent import Agent
+from tests.support.checks import HOSTILE_IDS, HOSTILE_TEXT, STORED_TEXT, at_once, is_refused, statuses
+
+REGISTER = "/api/browsers/register"
+HEARTBEAT = "/api/browsers/heartbeat"
+ROUTES = [REGISTER, HEARTBEAT]
+INSTANCE = "SELECT * FROM browser_instances WHERE instance_id = %s"
+METADATA = {
+    "browser_name": "chrome",
+    "browser_version": "126.0.6478.61",
+    "profile_name": "Person 1",
+    "profile_path": "C:\\Users\\person\\AppData\\Local\\Google\\Chrome\\User Data\\Default",
+    "extension_id": "aapbdbdomjkkjkaonfhkkikfgjllcleb",
+    "extension_version": "1.4.0",
+    "discovered_at": 1_700_000_000_123,
+}
+CHANGED = {
+    "browser_name": "firefox",
+    "browser_version": "127.0",
+    "profile_name": "",
+    "profile_path": "/home/person/.mozilla/firefox/x.default",
+    "extension_id": "watchpost@example.com",
+    "extension_version": "1.5.0",
+    "discovered_at": 1_700_000_000_124,
+}
+TEXTS = [name for name in METADATA if name != "discovered_at"]
+
+every_route = pytest.mark.parametrize("route", ROUTES)
+
+
+@pytest.fixture
+def send(client: Any, device: Agent, headers: dict[str, str]) -> Callable[..., Any]:
+    """POST about an instance of `device`: send(REGISTER, profile_name="new"), headers those of another if given."""
+
+    def send(route: str, headers: dict[str, str] = headers, **more: Any) -> Any:
+        body = {"instance_id": "instance", "device_id": device.device_id, "browser_name": "chrome", **more}
+        return client.post(route, json=body, headers=headers)
+
+    return send
+
+
+@pytest.fixture
+def instance(client: Any, device: Agent, headers: dict[str, str], rows: Any) -> dict[str, Any]:
+    """The row of an instance that `device` has registered with all metadata."""
+    body = {"instance_id": "instance", "device_id": device.device_id, **METADATA}
+    assert client.post(REGISTER, json=body, headers=headers).status_code == 201
+    return rows(INSTANCE, "instance")[0]
+
+
+@pytest.fixture
+def update(client: Any, device: Agent, headers: dict[str, str]) -> Callable[..., Any]:
+    """POST only what a route requires, and what is given: update(HEARTBEAT, profile_name="new")."""
+
+    def update(route: str, **more: Any) -> Any:
+        needed = {"device_id": device.device_id, "browser_name": METADATA["browser_name"]} if route == REGISTER else {}
+        return client.post(route, json={"instance_id": "instance", **needed, **more}, headers=headers)
+
+    return update
+
+
+def claim(app: Any, route: str, agent: Agent, headers: dict[str, str], instance_id: str = "instance") -> Any:
+    body = {"instance_id": instance_id, "device_id": agent.device_id, "browser_name": agent.device_id}
+    return partial(app.test_client().post, route, json=body, headers=headers)
+
+
+def is_invalid(answer: Any, *fields: str) -> None:
+    is_refused(answer, 400, "invalid-body")
+    assert sorted(answer.json["errors"]["json"]) == sorted(fields)
+
+
+@every_route
+def test_a_new_instance_is_stored_with_every_column(send, device, rows, route):
+    before = rows("SELECT now()")[0]["now"]
+    answer = send(route, **METADATA)
+    assert answer.status_code == 201
+    stored = rows("SELECT * FROM browser_instances")
+    assert len(stored) == 1
+    created_at, last_seen = stored[0].pop("created_at"), stored[0].pop("last_seen")
+    assert stored == [{"instance_id": "instance", "device_id": device.device_id, **METADATA, "archived_at": None}]
+    assert before <= created_at <= rows("SELECT now()")[0]["now"]
+    assert last_seen == (created_at if route == HEARTBEAT else None)
+
+
+def test_a_registration_answers_with_what_is_stored(send, device, rows):
+    first = send(REGISTER).json
+    created_at = rows(INSTANCE, "instance")[0]["created_at"]
+    assert (first["instance_id"], first["device_id"], first["last_seen"]) == ("instance", device.device_id, None)
+    assert first["created_at"].endswith("Z")
+    assert datetime.fromisoformat(first["created_at"]) == created_at
+    send(HEARTBEAT)
+    again = send(REGISTER).json
+    assert datetime.fromisoformat(again["created_at"]) == created_at
+    assert datetime.fromisoformat(again["last_seen"]) == rows(INSTANCE, "instance")[0]["last_seen"]
+
+
+def test_a_heartbeat_answers_with_what_is_stored(send, device, rows, now_ms):
+    answer = send(HEARTBEAT).json
+    assert (answer["instance_id"], answer["device_id"]) == ("instance", device.device_id)
+    assert answer["last_seen"].endswith("Z")
+    assert datetime.fromisoformat(answer["last_seen"]) == rows(INSTANCE, "instance")[0]["last_seen"]
+    assert type(answer["server_time"]) is int
+    assert now_ms <= answer["server_time"] <= time.time() * 1000
+
+
+def test_a_heartbeat_tells_when_to_send_the_next(app, settings, send):
+    assert send(HEARTBEAT).json["heartbeat_interval_s"] == settings.heartbeat_seconds
+    app.extensions["db"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
+    assert send(HEARTBEAT).json["heartbeat_interval_s"] == 17
+
+
+@every_route
+def test_only_the_needed_fields_are_needed(update, device, rows, route):
+    assert update(route).status_code == 201
+    row = rows(INSTANCE, "instance")[0]
+    given = {"browser_name": "chrome"} if route == REGISTER else {}
+    assert {name: row[name] for name in METADATA} == dict.fromkeys(METADATA) | given
+    assert row["device_id"] == device.device_id
+
+
+@every_route
+def test_a_known_instance_is_updated(instance, update, rows, route):
+    assert update(route, **CHANGED).status_code == 200
+    stored = rows("SELECT * FROM browser_instances")
+    assert [row | {"last_seen": None} for row in stored] == [instance | CHANGED]
+
+
+def test_a_registration_sent_again_changes_nothing(instance, send, rows):
+    assert send(REGISTER, **METADATA).status_code == 200
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+@pytest.mark.parametrize("field", METADATA)
+def test_only_what_is_given_is_overwritten(instance, update, rows, route, field):
+    assert update(route, **{field: CHANGED[field]}).status_code == 200
+    after = rows(INSTANCE, "instance")[0]
+    assert after | {"last_seen": None} == instance | {field: CHANGED[field]}
+
+
+@every_route
+@pytest.mark.parametrize("field", ["device_id", *METADATA])
+def test_an_optional_field_of_null_is_absent(instance, update, rows, route, field):
+    if route == REGISTER and field in ("device_id", "browser_name"):
+        is_invalid(update(route, **{field: None}), field)
+    else:
+        assert update(route, **{field: None}).status_code == 200
+    assert rows(INSTANCE, "instance")[0] | {"last_seen": None} == instance
+
+
+@every_route
+def test_unknown_fields_are_ignored(instance, update, rows, route):
+    more = {"color": "red", "created_at": "2000-01-01T00:00:00Z", "last_seen": "2100-01-01T00:00:00Z", "revoked_at": 5}
+    assert update(route, **more).status_code == 200
+    after = rows(INSTANCE, "instance")[0]
+    assert after | {"last_seen": None} == instance
+    assert after["last_seen"] is None or after["last_seen"] <= rows("SELECT now()")[0]["now"]
+
+
+def test_a_registered_instance_was_not_seen_yet(send, rows):
+    assert send(REGISTER).json["last_seen"] is None
+    send(REGISTER)
+    assert rows(INSTANCE, "instance")[0]["last_seen"] is None
+
+
+def test_each_heartbeat_moves_last_seen_on(send, rows):
+    send(HEARTBEAT)
+    first = rows(INSTANCE, "instance")[0]
+    assert send(HEARTBEAT).status_code == 200
+    second = rows(INSTANCE, "instance")[0]
+    assert second["last_seen"] > first["last_seen"]
+    assert second["created_at"] == first["created_at"]
+
+
+@every_route
+def test_last_seen_never_moves_back(instance, update, rows, route):
+    future = rows("UPDATE browser_instances SET last_seen = now() + interval '1 hour' RETURNING last_seen")[0]
+    answer = update(route, profile_name="new")
+    assert answer.status_code == 200
+    assert datetime.fromisoformat(answer.json["last_seen"]) == future["last_seen"]
+    assert rows(INSTANCE, "instance")[0] == instance | {"profile_name": "new"} | future
+
+
+def test_a_heartbeats_device_is_the_tokens(client, device, headers, rows):
+    answer = client.post(HEARTBEAT, json={"instance_id": "instance"}, headers=headers)
+    assert (answer.status_code, answer.json["device_id"]) == (201, device.device_id)
+    assert rows(INSTANCE, "instance")[0]["device_id"] == device.device_id
+
+
+@every_route
+def test_a_device_may_have_many_instances(send, device, rows, route):
+    for instance_id in ("one", "two", "three"):
+        assert send(route, instance_id=instance_id).status_code == 201
+    stored = rows("SELECT instance_id, device_id FROM browser_instances ORDER BY instance_id")
+    assert [row["instance_id"] for row in stored] == ["one", "three", "two"]
+    assert {row["device_id"] for row in stored} == {device.device_id}
+
+
+@every_route
+def test_an_instance_of_another_device_is_a_conflict_and_unchanged(instance, register, access, send, rows, route):
+    other = register()
+    answer = send(route, access(other), **CHANGED | {"device_id": other.device_id})
+    is_refused(answer, 409, "instance-conflict")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+def test_a_heartbeat_without_device_id_for_another_devices_instance_is_a_conflict(
+    instance, client, register, access, rows
+):
+    answer = client.post(HEARTBEAT, json={"instance_id": "instance"}, headers=access(register()))
+    is_refused(answer, 409, "instance-conflict")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+def test_a_body_that_names_another_device_is_refused(instance, register, send, rows, route):
+    is_refused(send(route, **CHANGED | {"device_id": register().device_id}), 403, "other-device")
+    is_refused(send(route, instance_id="new", device_id="nobody"), 403, "other-device")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+def test_a_revoked_device_is_refused_at_once_until_it_is_restored(instance, send, device, operate, rows, route):
+    operate("device", "revoke", device.device_id)
+    is_refused(send(route, **CHANGED), 403, "device-revoked")
+    is_refused(send(route, instance_id="new"), 403, "device-revoked")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+    operate("device", "restore", device.device_id)
+    assert send(route, **CHANGED).status_code == 200
+
+
+@every_route
+def test_a_device_whose_row_is_gone_is_refused_until_its_heartbeat(
+    instance, client, device, headers, send, rows, route
+):
+    rows("DELETE FROM devices")
+    is_refused(send(route, **CHANGED), 403, "device-unknown")
+    is_refused(send(route, instance_id="new"), 403, "device-unknown")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+    client.post("/api/devices/heartbeat", json={"device_id": device.device_id}, headers=headers)
+    assert send(route, **CHANGED).status_code == 200
+
+
+@every_route
+@pytest.mark.parametrize("scope", ["devices:write", "extension:write prompts:write compliance:write"])
+def test_the_scope_is_needed(send, device, access, rows, route, scope):
+    is_refused(send(route, access(device, scope)), 403, "insufficient-scope")
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@every_route
+def test_the_scope_alone_is_enough(send, device, access, route):
+    assert send(route, access(device, "browsers:write")).status_code == 201
+
+
+@every_route
+def test_a_token_is_needed(send, rows, route):
+    answer = send(route, {})
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer error=")
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [(REGISTER, "instance_id"), (REGISTER, "device_id"), (REGISTER, "browser_name"), (HEARTBEAT, "instance_id")],
+)
+def test_a_required_field_must_be_there(client, device, headers, rows, route, field):
+    body = {"instance_id": "instance", "device_id": device.device_id, "browser_name": "chrome"}
+    del body[field]
+    is_invalid(client.post(route, json=body, headers=headers), field)
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [(REGISTER, "instance_id"), (REGISTER, "device_id"), (REGISTER, "browser_name"), (HEARTBEAT, "instance_id")],
+)
+@pytest.mark.parametrize("value", [None, ""], ids=repr)
+def test_a_required_field_must_not_be_empty(send, rows, route, field, value):
+    is_invalid(send(route, **{field: value}), field)
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@every_route
+@pytest.mark.parametrize("value", [5, 1.5, True, ["a"], {"a": "b"}], ids=repr)
+def test_each_text_that_is_no_text_is_named(instance, send, rows, route, value):
+    fields = ["instance_id", "device_id", *TEXTS]
+    is_invalid(send(route, **dict.fromkeys(fields, value)), *fields)
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+@pytest.mark.parametrize("field", ["instance_id", "device_id", *TEXTS])
+def test_one_wrong_text_spoils_the_report(instance, send, rows, route, field):
+    is_invalid(send(route, **CHANGED | {field: 5}), field)
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+@pytest.mark.parametrize(
+    "value", [1_700_000_000, 0, -1, 9_999_999_999_999, 1_700_000_000_000.0, "1700000000000", True, {}], ids=repr
+)
+def test_a_discovery_must_be_at_plausible_epoch_milliseconds(instance, send, rows, route, value):
+    is_invalid(send(route, discovered_at=value), "discovered_at")
+    assert rows("SELECT * FROM browser_instances") == [instance]
+
+
+@every_route
+@pytest.mark.parametrize("hours", [-1, 23])
+def test_a_discovery_may_be_at_a_clock_that_is_off(send, rows, now_ms, route, hours):
+    discovered_at = now_ms + hours * 3_600_000
+    assert send(route, discovered_at=discovered_at).status_code == 201
+    assert rows(INSTANCE, "instance")[0]["discovered_at"] == discovered_at
+
+
+@every_route
+@pytest.mark.parametrize("id", HOSTILE_IDS, ids=ascii)
+def test_a_hostile_id_is_refused(send, rows, route, id):
+    is_invalid(send(route, instance_id=id, device_id=id), "instance_id", "device_id")
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@every_route
+@pytest.mark.parametrize("instance_id", ["a", "~" * 128, "';DROP/**/TABLE/**/devices;--", "%(rows)s", "\\u0000"])
+def test_an_odd_instance_id_is_only_text(send, rows, route, instance_id):
+    assert send(route, instance_id=instance_id).json["instance_id"] == instance_id
+    assert [row["instance_id"] for row in rows("SELECT instance_id FROM browser_instances")] == [instance_id]
+
+
+@every_route
+def test_characters_that_the_database_cannot_hold_are_replaced(client, device, headers, rows, route):
+    body = json.dumps({"instance_id": "instance", "device_id": device.device_id, **dict.fromkeys(TEXTS, "TEXT")})
+    data = body.encode().replace(b"TEXT", HOSTILE_TEXT)
+    answer = client.post(route, data=data, content_type="application/json", headers=headers)
+    assert answer.status_code == 201, answer.text
+    row = rows(INSTANCE, "instance")[0]
+    assert [row[name] for name in TEXTS] == [STORED_TEXT] * len(TEXTS)
+
+
+@every_route
+@pytest.mark.parametrize("body", [b"[]", b"null", b"{", b"", b"\xff", b'{"instance_id": "a", "instance_id": "a"}'])
+def test_a_body_that_is_no_clean_object_is_400(client, headers, rows, route, body):
+    answer = client.post(route, data=body, content_type="application/json", headers=headers)
+    is_refused(answer, 400, "invalid-body")
+    assert rows("SELECT * FROM browser_instances") == []
+
+
+@every_route
+def test_two_devices_that_claim_an_instance_at_once_leave_it_to_one(app, register, access, rows, route):
+    claims = [(agent, access(agent)) for agent in (register(), register())]
+    names = [f"instance-{number}" for number in range(10)]
+    answers = at_once([claim(app, route, agent, headers, name) for name in names for agent, headers in claims])
+    for index, name in enumerate(names):
+        pair = answers[2 * index : 2 * index + 2]
+        assert statuses(pair) == [201, 409]
+        winner = next(answer.json["device_id"] for answer in pair if answer.status_code == 201)
+        row = rows(INSTANCE, name)[0]
+        assert (row["device_id"], row["browser_name"]) == (winner, winner)
+
+
+@every_route
+def test_two_workers_leave_an_instance_to_one_device(app, other_worker, register, access, held, rows, route):
+    requests = [claim(worker, route, agent, access(agent)) for worker in (app, other_worker) for agent in [register()]]
+    answers = held("LOCK TABLE browser_instances IN SHARE MODE", requests)
+    assert statuses(answers) == [201, 409]
+    winner = next(answer.json["device_id"] for answer in answers if answer.status_code == 201)
+    assert [row["device_id"] for row in rows("SELECT device_id FROM browser_instances")] == [winner]
+
+
+@every_route
+def test_one_instance_reported_often_at_once_is_created_once(app, device, headers, rows, route):
+    assert statuses(at_once([claim(app, route, device, headers)] * 20)) == [200] * 19 + [201]
+    assert len(rows("SELECT * FROM browser_instances")) == 1
+
+
+@every_route
+def test_reports_of_one_instance_at_once_each_leave_what_they_give(app, device, headers, rows, route):
+    body = {"instance_id": "instance", "device_id": device.device_id, "browser_name": "firefox"}
+    requests = [
+        partial(app.test_client().post, route, json=body | {name: value}, headers=headers)
+        for name, value in CHANGED.items()
+    ]
+    assert statuses(at_once(requests)) == [200] * (len(requests) - 1) + [201]
+    row = rows(INSTANCE, "instance")[0]
+    assert {name: row[name] for name in CHANGED} == CHANGED
+
+
+@every_route
+def test_a_refused_device_costs_the_others_nothing(app, register, access, operate, route):
+    agents = [register() for _ in range(9)]
+    requests = [claim(app, route, agent, access(agent), f"of-{agent.device_id}") for agent in agents]
+    operate("device", "revoke", agents[4].device_id)
+    assert [answer.status_code for answer in at_once(requests)] == [201] * 4 + [403] + [201] * 4
+
+
+def test_hundreds_of_devices_that_claim_one_instance_are_answered_in_one_go(app, register, access, rows):
+    """Laptops cloned from one image: the owner is stored, everybody else is told, in a handful of statements."""
+    from app.resources.browsers import BROWSER_HEARTBEAT
+
+    rows(
+        "INSERT INTO devices (device_id, key_thumbprint) SELECT 'clone-' || n, 'key-' || n"
+        " FROM generate_series(1, 400) AS n"
+    )
+    claims = [{"instance_id": "shared", "device_id": f"clone-{n}"} for n in range(1, 401)]
+    with app.app_context():
+        stored = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims)])[0]
+        again = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims[::-1])])[0]
+    assert [row["outcome"] for row in stored] == ["created"] + ["instance_conflict"] * 399
+    assert [row["outcome"] for row in again] == ["instance_conflict"] * 399 + ["updated"]

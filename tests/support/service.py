@@ -1,0 +1,170 @@
+"""A real service for tests: gunicorn on a free port, with its own data directory or a given database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import psutil
+import psycopg
+
+from tests.support import pgbouncer
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the whole run has in common.
+KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
+
+
+def as_role(url: str, role: str) -> str:
+    """The same database for another role: owner, writer or reader."""
+    given = psycopg.conninfo.conninfo_to_dict(url)
+    database, _ = given.pop("dbname"), given.pop("user")
+    return f"postgresql://watchpost_{role}@/{database}?{urlencode(given, quote_via=quote)}"
+
+
+class Answer:
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Service:
+    """A running service: its address, its process, its log.
+
+    database_url: of the superuser; the service gets those of its own roles.
+    """
+
+    # The PgBouncer that requests' statements go through, by the server behind it: the folders of their sockets.
+    poolers: dict[str, str] = {}
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        if url := settings.pop("database_url", None):
+            settings = {
+                "database_url": as_role(url, "writer"),
+                "owner_database_url": as_role(url, "owner"),
+                **settings,
+            }
+            if pooler := self.poolers.get(str(psycopg.conninfo.conninfo_to_dict(url)["host"])):
+                settings |= {
+                    "database_url": pgbouncer.url(settings["database_url"], pooler),
+                    "prepare_statements": False,
+                }
+        self.bind = str(settings.get("bind") or f"127.0.0.1:{free_port()}")
+        self.url = f"http://{self.bind}"
+        self.log = folder / f"service-{time.monotonic_ns()}.log"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_") or name in KEPT},
+            "WATCHPOST_BIND": self.bind,
+            "WATCHPOST_DATA_DIR": str(folder / "data"),
+            "WATCHPOST_WORKERS": "2",
+            **{f"WATCHPOST_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.environment = environment
+        self.process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"],
+            cwd=ROOT,
+            env=environment,
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                if self._listens() and self.get("/readyz").status == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the service did not start:\n" + self.log.read_text())
+
+    def _listens(self) -> bool:
+        """Whether it is this service that answers, not what one before it has left at the same address."""
+        with contextlib.suppress(psutil.Error):
+            return any(it.status == psutil.CONN_LISTEN for it in psutil.Process(self.process.pid).net_connections())
+        return False
+
+    def get(self, path: str) -> Answer:
+        return self.send(urllib.request.Request(self.url + path))
+
+    def get_with(self, path: str, token: str) -> Answer:
+        return self.send(urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {token}"}))
+
+    def post(self, path: str, body: Any, token: str | None = None, **headers: str) -> Answer:
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        headers.setdefault("Content-Type", "application/json")
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.send(urllib.request.Request(self.url + path, data, headers))
+
+    def send(self, request: urllib.request.Request) -> Answer:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def flask(self, *arguments: str) -> str:
+        """Run an operator's command beside the service and return what it printed."""
+        command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+        """Send a signal to the master alone and wait for its end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def kill_everything(self) -> None:
+        """End all that is left of it, for tests that end in any way."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **settings: Any) -> Iterator[Service]:
+    """A service that answers, and is gone afterwards."""
+    service = Service(folder, **settings)
+    try:
+        service.wait_until_ready()
+        yield service
+        service.end()
+    finally:
+        service.kill_everything()
+
+
+def free_port() -> int:
+    """A port that nobody else is given before this process ends: it stays bound, and who listens may share it.
+
+    A service listens only when its database is there: until then, and between a stop and the next start, another test's
+    service or connection could have got the same.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    probe.detach()
+    return port
