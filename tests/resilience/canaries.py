@@ -95,7 +95,7 @@ class Search:
         """Count a fault and look at its answer; None when the connection was cut."""
         self.faults[str(answer.status) if answer else "cut"] += 1
         if answer:
-            self.read_shared(f"answer to {kind}", answer.body + str(answer.headers).encode())
+            self.check(f"answer to {kind}", answer.body + str(answer.headers).encode())
 
 
 class Site:
