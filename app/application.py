@@ -23,6 +23,7 @@ from app.api.bodies import MAX_BODY, Request
 from app.auth import Auth, token_endpoint
 from app.commands import COMMANDS
 from app.db import database
+from app.ingest import readiness, writer
 from app.ingest.fast_path import FastPath
 from app.limits.rates import Limits
 from app.resources import BLUEPRINTS
@@ -91,6 +92,8 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     request_log.init_app(app)
     problems.init_app(app)
     database.init_app(app, settings)
+    writer.init_app(app)
+    readiness.init_app(app)
     Limits(settings).init_app(app)
     Auth(settings).init_app(app)
     token_endpoint.init_app(app)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import flask
@@ -17,17 +14,16 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
-from app.api import problems
+from app.api import json_values, problems
 
 MAX_BODY = 1024 * 1024
 MAX_BATCH = 8 * MAX_BODY
-MAX_DEPTH = 32
 # Bytes that are inflated at a time.
 INFLATE_SIZE = 65536
 
 
 class Request(flask.Request):
-    """A request whose body may be compressed with gzip; limits count what comes out of it."""
+    """A request whose body may be compressed with gzip. Limits count the inflated bytes."""
 
     @cached_property
     def stream(self) -> Any:
@@ -45,20 +41,17 @@ class Request(flask.Request):
             )
         return io.BytesIO(self._inflated(stream))
 
-    def body(self, largest: int) -> bytes:
-        """The body, inflated. Raises RequestEntityTooLarge when it has more bytes than `largest`."""
+    def body(self, max_size: int) -> bytes:
+        """The body, inflated. Raises RequestEntityTooLarge when it has more than `max_size` bytes."""
         length = self.content_length
         if length is not None and "HTTP_CONTENT_ENCODING" not in self.environ:
-            if length > largest:
+            if length > max_size:
                 raise RequestEntityTooLarge
-            body: bytes = self.environ["wsgi.input"].read(length)
-            if len(body) != length:
-                raise ClientDisconnected
-            return body
-        # One byte more than it may have: without a Content-Length it is cut there, and must not pass for a whole one.
-        self.max_content_length = largest + 1
+            return read(self.environ, length)
+        # One byte more than allowed: a body without a Content-Length is cut there, and must not pass for a whole one.
+        self.max_content_length = max_size + 1
         body = self.get_data(cache=False)
-        if len(body) > largest:
+        if len(body) > max_size:
             raise RequestEntityTooLarge
         return body
 
@@ -67,29 +60,29 @@ class Request(flask.Request):
         pieces: list[bytes] = []
         left = limit
         inflater = zlib.decompressobj(wbits=31)
-        fed = False
+        is_in_member = False
         try:
             while chunk := stream.read(65536):
-                # What is small may take long: others have their turn.
+                # A small body may inflate for long: let other requests run in between.
                 time.sleep(0)
-                is_more = False
-                while chunk or is_more:
-                    fed = True
-                    most = min(left + 1, INFLATE_SIZE)
-                    piece = inflater.decompress(chunk, most)
+                has_more = False
+                while chunk or has_more:
+                    is_in_member = True
+                    size = min(left + 1, INFLATE_SIZE)
+                    piece = inflater.decompress(chunk, size)
                     left -= len(piece)
                     if left < 0:
                         raise RequestEntityTooLarge
                     flask.g.slots.grow(limit - left)
                     pieces.append(piece)
-                    chunk, is_more = inflater.unconsumed_tail, len(piece) == most
+                    chunk, has_more = inflater.unconsumed_tail, len(piece) == size
                     if inflater.eof:
-                        # RFC 1952: a file may be several members, one behind the other.
-                        chunk, is_more = inflater.unused_data, False
-                        inflater, fed = zlib.decompressobj(wbits=31), False
+                        # RFC 1952: a file may have several members, one behind the other.
+                        chunk, has_more = inflater.unused_data, False
+                        inflater, is_in_member = zlib.decompressobj(wbits=31), False
         except zlib.error:
             raise _not_gzip() from None
-        if fed:
+        if is_in_member:
             raise _not_gzip()
         return b"".join(pieces)
 
@@ -98,123 +91,16 @@ def _not_gzip() -> problems.Problem:
     return problems.invalid({"body": ["Not valid gzip."]}, "The body is not what Content-Encoding says.")
 
 
-class Violation:
-    """Stands in a parsed body where something can't be accepted, so that a batch can refuse just the item around it."""
-
-    __slots__ = ("message",)
-
-    def __init__(self, message: str) -> None:
-        self.message = message
-
-
-class DuplicateKeyDict(dict[str, Any]):
-    """An object that names a key twice."""
-
-    message = "An object has the same key twice."
+def read(environ: dict[str, Any], length: int) -> bytes:
+    """A body of known length. Raises ClientDisconnected when it stops before its end."""
+    body: bytes = environ["wsgi.input"].read(length)
+    if len(body) != length:
+        raise ClientDisconnected
+    return body
 
 
-class _Found(ValueError):
-    """A flaw was found: the body is parsed once more, to say where."""
-
-
-def parse(body: bytes) -> tuple[Any, bool]:
-    """Parse JSON (RFC 8259), as strictly as the contract asks.
-
-    Returns what was sent, and whether `violations` may find something in it: a number that is not finite or beyond 64
-    bits,
-    a key that stands twice, nesting too deep. Raises ValueError for anything that is not JSON in UTF-8.
-    """
-    text = body.decode("utf-8")
-    try:
-        try:
-            # Without 33 brackets there can't be 33 levels.
-            return _STRICT.decode(text), body.count(b"{") + body.count(b"[") > MAX_DEPTH
-        except _Found:
-            return _TELLING.decode(text), True
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def _decoder(flaw: Callable[[str], Any]) -> json.JSONDecoder:
-    """A decoder that puts into its result what `flaw` makes of a fault, unless that raises."""
-
-    def integer(text: str) -> Any:
-        # 20 characters hold every 64-bit integer; longer ones would be costly to convert.
-        if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**63:
-            return number
-        return flaw("An integer is beyond 64 bits.")
-
-    def fraction(text: str) -> Any:
-        number = float(text)
-        return number if math.isfinite(number) else flaw("A number is too large.")
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        object_ = dict(pairs)
-        if len(object_) != len(pairs):
-            flaw(DuplicateKeyDict.message)
-            return DuplicateKeyDict(object_)
-        return object_
-
-    return json.JSONDecoder(
-        object_pairs_hook=members,
-        parse_int=integer,
-        parse_float=fraction,
-        parse_constant=lambda name: flaw(f"{name} is not JSON."),
-    )
-
-
-def _found(message: str) -> Any:
-    raise _Found(message)
-
-
-_STRICT = _decoder(_found)
-_TELLING = _decoder(Violation)
-
-
-def violations(value: Any, deepest: int = MAX_DEPTH) -> Iterator[str]:
-    """What can't be accepted in a parsed value: its Flaws, and nesting deeper than may be."""
-    if not _may_have_violations(value, deepest):
-        return
-    level: list[Any] = [value]
-    depth = 0
-    while level:
-        containers = [node for node in level if isinstance(node, (dict, list))]
-        for node in level:
-            if isinstance(node, (Violation, DuplicateKeyDict)):
-                yield node.message
-        depth += bool(containers)
-        if containers and depth > deepest:
-            yield f"Nested deeper than {deepest} levels."
-            return
-        level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
-
-
-def _may_have_violations(value: Any, deepest: int) -> bool:
-    """Whether there is a Violation in a parsed value, or so many objects and lists that they might lie too deep."""
-    if type(value) in (DuplicateKeyDict, Violation):
-        return True
-    left = [value] if type(value) in (dict, list) else []
-    containers = len(left)
-    while left:
-        node = left.pop()
-        for child in node.values() if type(node) is dict else node:
-            kind = type(child)
-            if kind is dict or kind is list:
-                left.append(child)
-                containers += 1
-            elif kind is Violation or kind is DuplicateKeyDict:
-                return True
-        if containers > deepest:
-            return True
-    return False
-
-
-def read_json(largest: int) -> tuple[Any, bool]:
-    """The JSON body of the current request, as `parse` returns it.
-
-    largest: bytes that it may have, inflated. Raises Problem 400 or 415, RequestEntityTooLarge.
-    """
-    request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+def check_content_type(request: flask.Request) -> None:
+    """Raises Problem 415 for a body that is not JSON in UTF-8."""
     if request.environ.get("CONTENT_TYPE") != "application/json":
         charset = request.mimetype_params.get("charset", "utf-8").lower()
         if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
@@ -224,24 +110,38 @@ def read_json(largest: int) -> tuple[Any, bool]:
                 "Unsupported media type",
                 "Content-Type must be application/json, in UTF-8.",
             )
+
+
+def parse(schema: Any, body: bytes) -> Any:
+    """The JSON value of a body, for a schema (app.api.fields.Schema). Raises Problem 400."""
     try:
-        return parse(request.body(largest))
+        value, may_have_violations = json_values.parse(body)
     except ValueError:
         raise problems.invalid({"json": {"_schema": ["Not valid JSON in UTF-8."]}}, "The body is not JSON.") from None
+    if may_have_violations:
+        for message in schema.violations(value):
+            raise problems.invalid({"json": {"_schema": [message]}})
+    return value
+
+
+def load(schema: Any, body: bytes) -> Any:
+    """A body as its schema loads it. Raises Problem 400."""
+    try:
+        return schema.load(parse(schema, body))
+    except ma.ValidationError as error:
+        raise problems.invalid({"json": error.messages}) from None
 
 
 class Parser(FlaskParser):
-    """webargs as the contract has it: 400 for a body that is not valid, 415 for one that is not JSON."""
+    """webargs for the full path: the same steps, between the guard and the view."""
 
     DEFAULT_VALIDATION_STATUS = 400
     DEFAULT_UNKNOWN_BY_LOCATION = {"json": None}
 
     def load_json(self, req: flask.Request, schema: Any) -> Any:
-        value, flawed = read_json(schema.largest)
-        if flawed:
-            for message in schema.violations(value):
-                raise problems.invalid({"json": {"_schema": [message]}})
-        return value
+        request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        check_content_type(request)
+        return parse(schema, request.body(schema.max_size))
 
     def handle_error(self, error: ma.ValidationError, *args: Any, **kwargs: Any) -> Any:
         raise problems.invalid(error.messages if isinstance(error.messages, dict) else {"json": error.messages})

@@ -13,7 +13,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields
 
-from app.api import bodies
+from app.api import bodies, json_values
 
 # 2015-01-01T00:00:00Z, and how far a client's clock may run ahead.
 EARLIEST_MS = 1_420_070_400_000
@@ -33,10 +33,10 @@ _MAC = re.compile(
 class Schema(ma.Schema):
     """A body. Newer agents talk to older servers: unknown fields are ignored.
 
-    largest: bytes of a body, inflated.
+    max_size: bytes of a body, inflated.
     """
 
-    largest = bodies.MAX_BODY
+    max_size = bodies.MAX_BODY
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -74,7 +74,7 @@ class Schema(ma.Schema):
 
     def violations(self, value: Any) -> Iterator[str]:
         """What makes a parsed body unacceptable as a whole."""
-        return bodies.violations(value)
+        return json_values.violations(value)
 
 
 class Answer(ma.Schema):

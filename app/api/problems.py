@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import logging
 import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
+from app.db import DatabaseError, Unavailable
 from app.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -22,7 +24,8 @@ MEDIA_TYPE = "application/problem+json"
 OAUTH_ENDPOINT = "tokens.issue"
 # Errors reported of one body; a list of a thousand wrong items need not come back as a thousand messages.
 MAX_ERRORS = 50
-RETRY_SECONDS = 2
+# Seconds after which clients come back from an outage, spread at random.
+RETRY_SECONDS = (1, 10)
 
 
 class Problem(Exception):
@@ -59,18 +62,16 @@ def other_device() -> Problem:
     return Problem(403, "other-device", "Forbidden", "The token does not speak for this device.")
 
 
-class Unavailable(Problem):
-    """The database did not do it. is_locked: since somebody else held what it would have changed."""
+def unavailable() -> Problem:
+    detail = "The database can't be reached or is too busy. Repeat the request."
+    return Problem(503, "unavailable", "Service unavailable", detail, headers=retry_after_outage())
 
-    def __init__(self, is_locked: bool = False) -> None:
-        super().__init__(
-            503,
-            "unavailable",
-            "Service unavailable",
-            "The database can't be reached or is too busy. Repeat the request.",
-            headers={"Retry-After": str(RETRY_SECONDS)},
-        )
-        self.is_locked = is_locked
+
+def incomplete() -> Problem:
+    """A body that stopped before its end is a broken connection: the client repeats it, whatever it is."""
+    headers = {**retry_after_outage(), "Connection": "close"}
+    detail = "The body stopped before its end. Repeat the request."
+    return Problem(503, "incomplete-body", "Service unavailable", detail, headers=headers)
 
 
 def overloaded(wait: float) -> Problem:
@@ -85,6 +86,11 @@ def too_many(wait: float) -> Problem:
     return Problem(429, "too-many-requests", "Too many requests", detail, headers=_retry_after(wait))
 
 
+def retry_after_outage() -> dict[str, str]:
+    """When to come back after a fault that all clients see: a random time, so that they don't return in one second."""
+    return _retry_after(random.uniform(*RETRY_SECONDS))  # noqa: S311
+
+
 def _retry_after(wait: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(wait)))}
 
@@ -93,10 +99,17 @@ def internal() -> Problem:
     return Problem(500, "internal", "Internal server error", "The fault is ours; the request_id finds it in our log.")
 
 
-def of(error: Exception, request_id: str) -> Problem:
+def of(error: Exception, request_id: str = "") -> Problem:
     """The Problem that an exception is; a fault, which is logged, when it is none."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, Unavailable):
+        return unavailable()
+    if isinstance(error, ClientDisconnected):
+        return incomplete()
+    if isinstance(error, DatabaseError):
+        # Its pool has logged it.
+        return internal()
     log.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": request_id}})
     return internal()
 
@@ -113,9 +126,6 @@ REFUSED: dict[str, tuple[int, str, str, str]] = {
     "enrollment_expired": (401, "invalid-token", "Unauthorized", "The enrolment has expired."),
     "enrollment_unknown": (401, "invalid-token", "Unauthorized", "The enrolment is not known."),
 }
-
-# What a constraint stands for that no statement can foresee.
-CONSTRAINTS = {"devices_key_thumbprint_key": "key_conflict"}
 
 
 def refused(outcome: str) -> Problem:
@@ -141,7 +151,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(ParseException, _framing)
-    app.register_error_handler(ClientDisconnected, _incomplete)
+    app.register_error_handler(ClientDisconnected, _fault)
     app.register_error_handler(Exception, _fault)
 
 
@@ -209,13 +219,6 @@ def _http(error: HTTPException) -> Response | HTTPException:
 def _framing(error: Exception) -> Response:
     """That a body is not framed as its headers say is found out only when it is read."""
     return respond(invalid({"body": ["Not valid transfer coding."]}, "The body can't be read."))
-
-
-def _incomplete(error: Exception) -> Response:
-    """A body that stopped before its end is a broken connection: the client repeats it, whatever it is."""
-    headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
-    detail = "The body stopped before its end. Repeat the request."
-    return respond(Problem(503, "incomplete-body", "Service unavailable", detail, headers=headers))
 
 
 def _fault(error: Exception) -> Response:

@@ -23,8 +23,8 @@ from app.api.openapi import documented
 from app.api.scopes import REGISTER
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
-from app.limits.admission import CRITICAL, acquire_slots
-from app.limits.rates import limits
+from app.limits.admission import CRITICAL, Slots, acquire_slots
+from app.limits.rates import Limits, limits
 from app.telemetry import metrics
 from config.settings import Settings
 
@@ -43,6 +43,10 @@ class Principal(NamedTuple):
     scopes: frozenset[str]
     key_thumbprint: str | None
     expires_at: float
+
+    def allows(self, *scopes: str) -> bool:
+        """Whether the token has one of these scopes."""
+        return not self.scopes.isdisjoint(scopes)
 
 
 class Auth:
@@ -159,16 +163,15 @@ class _Validator(JWTBearerTokenValidator):
 
     def validate_token(self, token: Principal, scopes: list[str], request: Any, **kwargs: Any) -> None:
         # A list means any of them.
-        if token.scopes.isdisjoint(scopes):
+        if not token.allows(*scopes):
             raise InsufficientScopeError()
 
 
 class _Guard(ResourceProtector):
     def acquire_token(self, scopes: list[str] | None = None, **kwargs: Any) -> Principal:
-        token = g.token = cast(Principal, self.validate_request(scopes=scopes, request=request))
-        if "watchpost.counted" not in request.environ:
-            limits.count(token.subject, token.id if REGISTER in token.scopes else None)
-        return token
+        principal = g.principal = cast(Principal, self.validate_request(scopes=scopes, request=request))
+        apply_rate_limit(principal, limits, g.slots)
+        return principal
 
     def raise_error_response(self, error: OAuth2Error) -> None:
         metrics.token_refused("access", g.pop("refused", error.error))
@@ -190,27 +193,19 @@ _guard = _Guard()
 _guard.register_token_validator(_Validator())
 
 
-def require(*scopes: str, priority: float = CRITICAL, largest: int = MAX_BODY) -> Callable[[View], View]:
+def require(*scopes: str, priority: float = CRITICAL, max_size: int = MAX_BODY) -> Callable[[View], View]:
     """Let a view run only for a token with one of these scopes; answer 401, 403, 429 or 503 before the body is read.
 
-    priority: share of a worker's admission, up to which it runs. largest: bytes of its body.
+    priority: the share of a worker's slots up to which it runs. max_size: bytes of its body, inflated.
     """
 
     def decorate(view: View) -> View:
-        @wraps(view)
-        def known(*args: Any, **kwargs: Any) -> Any:
-            caller = token()
-            # An enrolment is many laptops'.
-            if REGISTER not in caller.scopes:
-                g.slots.charge(caller.subject)
-            return view(*args, **kwargs)
+        authorized = _guard(list(scopes))(view)
 
-        trusted = _guard(list(scopes))(known)
-
-        @wraps(trusted)
+        @wraps(authorized)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            with acquire_slots(limits.admission, priority, largest) as g.slots:
-                return trusted(*args, **kwargs)
+            with acquire_slots(limits.admission, priority, max_size) as g.slots:
+                return authorized(*args, **kwargs)
 
         guarded.scopes = scopes  # type: ignore[attr-defined]
         answers = {"401": "Problem401", "403": "Problem403", "429": "Problem429", "503": "Problem503"}
@@ -221,6 +216,16 @@ def require(*scopes: str, priority: float = CRITICAL, largest: int = MAX_BODY) -
     return decorate
 
 
-def token() -> Principal:
-    """The token of the current request, on a guarded route."""
-    return cast(Principal, g.token)
+def apply_rate_limit(principal: Principal, limits: Limits, slots: Slots) -> None:
+    """Count a request against its caller, and its slots as the caller's. Raises Problem 429."""
+    if principal.allows(REGISTER):
+        # One enrolment serves many laptops: its requests count, its slots do not.
+        limits.count(principal.subject, principal.id)
+        return
+    limits.count(principal.subject, None)
+    slots.charge(principal.subject)
+
+
+def principal() -> Principal:
+    """The principal of the current request, on a guarded route."""
+    return cast(Principal, g.principal)

@@ -16,7 +16,7 @@ from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import Key, KeySet
 from joserfc.jws import JWSRegistry
 
-from app.api import bodies
+from app.api import json_values
 
 MAX_TOKEN = 8192
 # Everything that could name a key (jku, x5u, jwk, x5c) or change the rules (crit, b64) is refused.
@@ -85,9 +85,9 @@ def is_name(value: Any, longest: int = 256) -> bool:
 
 def _object(part: str) -> dict[str, Any]:
     try:
-        value, suspicious = bodies.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        value, suspicious = json_values.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     except (ValueError, binascii.Error):
         raise TokenRefused("Not a signed token.", "malformed") from None
-    if not isinstance(value, dict) or (suspicious and any(bodies.violations(value))):
+    if not isinstance(value, dict) or (suspicious and any(json_values.violations(value))):
         raise TokenRefused("Not a signed token.", "malformed")
     return value

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from app.api import problems
 from app.commands.audit import INSERT_ENTRY, entry
-from app.db import Statement, owner, statement
+from app.db import Statement, Unavailable, owner, statement
 
 T = TypeVar("T")
 Run = Callable[..., list[dict[str, Any]]]
@@ -65,12 +64,10 @@ def _one(page: Statement, action: str | None, target: str | None, given: dict[st
 
 
 def retry_on_lock(work: Callable[[Run], T]) -> T:
-    """Do work in one transaction, and again when somebody is in its way. Raises Problem 503 when that lasts."""
+    """Do work in one transaction, and again when somebody is in its way. Raises Unavailable when that lasts."""
     for _ in range(MAX_TRIES - 1):
         try:
             return owner.transact(work)
-        except problems.Problem as problem:
-            if problem.status != 503:
-                raise
+        except Unavailable:
             time.sleep(PAUSE_SECONDS)
     return owner.transact(work)

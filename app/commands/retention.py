@@ -10,11 +10,10 @@ from typing import Any
 import click
 from flask import current_app
 
-from app.api import problems
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, show, with_database
-from app.db import Statement, owner, statement
+from app.db import DatabaseError, Statement, owner, statement
 
 DROP_PARTITION = statement("retention/drop_partition")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
@@ -143,7 +142,7 @@ def _drop(name: str, before_ms: int, rows: int) -> str:
 
     try:
         return pages.retry_on_lock(work)
-    except problems.Problem:
+    except DatabaseError:
         return "busy"
 
 

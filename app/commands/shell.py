@@ -14,8 +14,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from app.api import problems
-from app.db import owner, reader
+from app.db import DatabaseError, owner, reader
 from app.dev import embedded
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -58,9 +57,9 @@ def with_database(command: Command) -> Command:
                 return command(*args, **kwargs)
         except embedded.EmbeddedError as error:
             raise click.ClickException(str(error)) from None
-        except problems.Problem as problem:
+        except DatabaseError:
             hint = "the database can't be reached, or has no schema yet: run `flask --app wsgi migrate`"
-            raise click.ClickException(hint if problem.status >= 500 else problem.detail) from None
+            raise click.ClickException(hint) from None
 
     return wrapped  # type: ignore[return-value]
 

@@ -4,7 +4,20 @@
 reads may: it can be a standby, which is behind, so nothing is decided by what it says.
 """
 
-from app.db.database import Database, db, owner, reader
+from app.db.database import Database, Transaction, db, owner, reader
+from app.db.errors import Conflict, DatabaseError, Denied, Unavailable
 from app.db.statements import Statement, statement
 
-__all__ = ["Database", "Statement", "db", "owner", "reader", "statement"]
+__all__ = [
+    "Conflict",
+    "Database",
+    "DatabaseError",
+    "Denied",
+    "Statement",
+    "Transaction",
+    "Unavailable",
+    "db",
+    "owner",
+    "reader",
+    "statement",
+]

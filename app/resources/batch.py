@@ -9,54 +9,48 @@ import marshmallow as ma
 from flask import jsonify
 
 from app.api import fields, problems
-from app.api.bodies import MAX_BATCH, MAX_DEPTH, Blueprint, DuplicateKeyDict, violations
-from app.api.openapi import example, refusals
+from app.api.bodies import MAX_BATCH, Blueprint
+from app.api.json_values import MAX_DEPTH, DuplicateKeyDict, violations
+from app.api.openapi import refusals
 from app.api.scopes import WRITE
-from app.auth import Principal, require, token
-from app.db import db
-from app.ingest.record_types import Write, accepted
+from app.auth import Principal, principal, require
+from app.ingest import pipeline
+from app.ingest.record_types import RecordType, batch_types
+from app.ingest.records import Row
+from app.ingest.writer import writer
 from app.limits.admission import NORMAL
-from app.resources.browsers import BROWSER_HEARTBEAT, BROWSER_REGISTER
-from app.resources.compliance import COMPLIANCE_EVENT
 from app.resources.devices import DEVICE_HEARTBEAT
-from app.resources.extension import EXTENSION_STATUS
 from app.resources.prompts import PROMPT
 from app.telemetry import metrics
 
 blp = Blueprint("batch", __name__, url_prefix="/api", description="What an agent spooled while it was offline.")
 
 MAX_ITEMS = 1000
-# In the order in which all batches store them, for `Database.write_all`.
-KINDS = {
-    write.type: write
-    for write in (
-        DEVICE_HEARTBEAT,
-        BROWSER_REGISTER,
-        BROWSER_HEARTBEAT,
-        PROMPT,
-        EXTENSION_STATUS,
-        COMPLIANCE_EVENT,
-    )
+EXAMPLE = {
+    "items": [{"type": record_type.name, "body": record_type.example} for record_type in (DEVICE_HEARTBEAT, PROMPT)]
 }
 
 
 class Items(ma.fields.Field[list[Any]]):
-    """1 to 1,000 items, each as it came: what is wrong with one must not cost the others."""
+    """1 to 1,000 items, each as it came: a fault in one must not cost the others."""
 
     default_error_messages = {"invalid": f"Must be a list of 1 to {MAX_ITEMS} items."}
-    json_schema = {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": MAX_ITEMS,
-        "items": {
-            "type": "object",
-            "required": ["type", "body"],
-            "properties": {
-                "type": {"type": "string", "enum": list(KINDS)},
-                "body": {"type": "object", "description": "As the route of this type takes it."},
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_ITEMS,
+            "items": {
+                "type": "object",
+                "required": ["type", "body"],
+                "properties": {
+                    "type": {"type": "string", "enum": list(batch_types())},
+                    "body": {"type": "object", "description": "As the route of this type takes it."},
+                },
             },
-        },
-    }
+        }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ITEMS:
@@ -67,7 +61,7 @@ class Items(ma.fields.Field[list[Any]]):
 class BatchRequest(fields.Schema):
     items = Items(required=True)
 
-    largest = MAX_BATCH
+    max_size = MAX_BATCH
 
     def violations(self, value: Any) -> Iterator[str]:
         """What is wrong outside of the items."""
@@ -94,50 +88,73 @@ class BatchResponse(ma.Schema):
 
 
 @blp.route("/batch", methods=["POST"])
-@require(*WRITE, priority=NORMAL, largest=MAX_BATCH)
-@blp.arguments(BatchRequest(), example=example("batch"))
+@require(*WRITE, priority=NORMAL, max_size=MAX_BATCH)
+@blp.arguments(BatchRequest(), example=EXAMPLE)
 @blp.response(200, BatchResponse())
 @refusals()
 def replay(batch: dict[str, Any]) -> Any:
-    """Record up to 1,000 items of mixed kinds in one commit, each with its own result."""
-    items, principal = batch["items"], token()
+    """Record up to 1,000 items of mixed types in one commit, each with its own result."""
+    return jsonify(results=_store(batch["items"], principal()))
+
+
+def _store(items: list[Any], principal: Principal) -> list[dict[str, Any]]:
+    """A result for each item, in order; after the commit."""
     results: list[dict[str, Any]] = [{}] * len(items)
-    sets: dict[Write, list[tuple[int, dict[str, Any]]]] = {write: [] for write in KINDS.values()}
+    rows: dict[RecordType, list[tuple[int, Row]]] = {record_type: [] for record_type in batch_types().values()}
     for index, item in enumerate(items):
         try:
-            write, row = _row(item, principal)
-            sets[write].append((index, row))
+            record_type, row = _row(item, principal)
+            rows[record_type].append((index, row))
         except problems.Problem as problem:
-            results[index] = _refused(problem, None)
-    filled = [(write, rows) for write, rows in sets.items() if rows]
-    stored = db.write_all([(write, [row for _, row in rows]) for write, rows in filled])
-    for (write, rows), answers in zip(filled, stored, strict=True):
-        for (index, row), answer in zip(rows, answers, strict=True):
-            try:
-                if isinstance(answer, problems.Problem):
-                    raise answer
-                _, status = accepted(answer)
-                results[index] = {"status": status, "id": row[write.id], "errors": None}
-            except problems.Problem as problem:
-                results[index] = _refused(problem, row[write.id])
-    return jsonify(results=results)
+            results[index] = _refused(problem, _item_id(item))
+    batch = [(record_type, indexed) for record_type, indexed in rows.items() if indexed]
+    answers = writer.write_batch([(record_type, [row for _, row in indexed]) for record_type, indexed in batch])
+    for (record_type, indexed), stored in zip(batch, answers, strict=True):
+        for (index, row), answer in zip(indexed, stored, strict=True):
+            results[index] = _result(answer, row[record_type.id_field])
+    return results
 
 
-def _row(item: Any, principal: Principal) -> tuple[Write, dict[str, Any]]:
-    """What kind of row an item is, and the row. Raises Problem 400 or 403."""
+def _row(item: Any, principal: Principal) -> tuple[RecordType, Row]:
+    """The record type of an item, and its row. Raises Problem 400 or 403."""
     # An item nests its body one level deeper than a POST of its own.
     for message in violations(item, MAX_DEPTH + 1):
         raise problems.invalid({"json": {"_schema": [message]}})
-    type_ = item.get("type") if isinstance(item, dict) else None
-    write = KINDS.get(type_) if isinstance(type_, str) else None
-    if write is None:
-        raise problems.invalid({"json": {"type": [f"Must be one of: {', '.join(KINDS)}."]}})
-    if write.scope not in principal.scopes:
-        raise problems.Problem(403, "insufficient-scope", "Forbidden", f"The token lacks the scope {write.scope}.")
+    record_type = _record_type(item)
+    if record_type is None:
+        raise problems.invalid({"json": {"type": [f"Must be one of: {', '.join(batch_types())}."]}})
+    if not principal.allows(record_type.scope):
+        detail = f"The token lacks the scope {record_type.scope}."
+        raise problems.Problem(403, "insufficient-scope", "Forbidden", detail)
     try:
-        return write, write.row(write.schema.load(item.get("body")), principal)
+        return record_type, record_type.row(record_type.schema.load(item.get("body")), principal)
     except ma.ValidationError as error:
         raise problems.invalid({"json": error.messages}) from None
+
+
+def _record_type(item: Any) -> RecordType | None:
+    name = item.get("type") if isinstance(item, dict) else None
+    return batch_types().get(name) if isinstance(name, str) else None
+
+
+def _item_id(item: Any) -> str | None:
+    """The id of a refused item, so that its sender finds it again; None when it has no valid one."""
+    record_type = _record_type(item)
+    body = item.get("body") if record_type else None
+    if record_type is None or not isinstance(body, dict) or not isinstance(body.get(record_type.id_field), str):
+        return None
+    try:
+        return str(record_type.schema.load_fields[record_type.id_field].deserialize(body[record_type.id_field]))
+    except ma.ValidationError:
+        return None
+
+
+def _result(answer: Any, id_: str) -> dict[str, Any]:
+    try:
+        _, status = pipeline.accepted(answer)
+    except Exception as error:
+        return _refused(problems.of(error), id_)
+    return {"status": status, "id": id_, "errors": None}
 
 
 def _refused(problem: problems.Problem, id_: str | None) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import marshmallow as ma
 
 from app.api import fields
 from app.api.bodies import Blueprint
-from app.api.openapi import example, refusals
+from app.api.openapi import refusals
+from app.api.samples import DEVICE_ID, INSTANCE_ID, TIME_MS
 from app.auth import require
 from app.db import statement
-from app.ingest.fast_path import express
-from app.ingest.record_types import Write
+from app.ingest import pipeline
+from app.ingest.fast_path import fast_path
+from app.ingest.record_types import RecordType
 from app.limits.admission import LOW, NORMAL
 
 blp = Blueprint("browsers", __name__, url_prefix="/api/browsers", description="Browser profiles with the extension.")
@@ -53,46 +55,58 @@ class BrowserHeartbeatResponse(fields.Answer):
 
 SELECT_OWNERS = statement("browsers/select_owners")
 
-BROWSER_REGISTER = Write(
-    "browser_register",
+BROWSER_REGISTER = RecordType(
+    name="browser_register",
+    table="browser_instances",
+    example={
+        "instance_id": INSTANCE_ID,
+        "device_id": DEVICE_ID,
+        "browser_name": "chrome",
+        "browser_version": "143.0",
+        "profile_name": "Work",
+        "extension_version": "2.4.0",
+        "discovered_at": TIME_MS,
+    },
     scope="browsers:write",
     schema=RegisterBrowserRequest(),
     answer=RegisterBrowserResponse(),
     statement=statement("browsers/upsert_instances"),
-    again=SELECT_OWNERS,
-    id="instance_id",
+    duplicate_check=SELECT_OWNERS,
+    id_field="instance_id",
     priority=NORMAL,
 )
-BROWSER_HEARTBEAT = Write(
-    "browser_heartbeat",
+BROWSER_HEARTBEAT = RecordType(
+    name="browser_heartbeat",
+    table="browser_instances",
+    example={"instance_id": INSTANCE_ID, "browser_version": "143.1"},
     scope="browsers:write",
     schema=BrowserHeartbeatRequest(),
     answer=BrowserHeartbeatResponse(),
     statement=statement("browsers/upsert_heartbeats"),
-    again=SELECT_OWNERS,
-    id="instance_id",
+    duplicate_check=SELECT_OWNERS,
+    id_field="instance_id",
     priority=LOW,
-    beats=True,
+    is_heartbeat=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
-@express(BROWSER_REGISTER)
+@fast_path(BROWSER_REGISTER)
 @require(BROWSER_REGISTER.scope, priority=BROWSER_REGISTER.priority)
-@blp.arguments(BROWSER_REGISTER.schema, example=example("browser_register"))
+@blp.arguments(BROWSER_REGISTER.schema, example=BROWSER_REGISTER.example)
 @blp.response(201, BROWSER_REGISTER.answer)
 @refusals(RegisterBrowserResponse, 409)
 def register(instance: dict[str, Any]) -> Any:
     """Register a browser instance, or update what is given of it."""
-    return BROWSER_REGISTER.store(instance)
+    return pipeline.store(BROWSER_REGISTER, instance)
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@express(BROWSER_HEARTBEAT)
+@fast_path(BROWSER_HEARTBEAT)
 @require(BROWSER_HEARTBEAT.scope, priority=BROWSER_HEARTBEAT.priority)
-@blp.arguments(BROWSER_HEARTBEAT.schema, example=example("browser_heartbeat"))
+@blp.arguments(BROWSER_HEARTBEAT.schema, example=BROWSER_HEARTBEAT.example)
 @blp.response(201, BROWSER_HEARTBEAT.answer)
 @refusals(BrowserHeartbeatResponse, 409)
 def heartbeat(instance: dict[str, Any]) -> Any:
     """Note that a browser instance is alive."""
-    return BROWSER_HEARTBEAT.store(instance)
+    return pipeline.store(BROWSER_HEARTBEAT, instance)

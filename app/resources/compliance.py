@@ -8,11 +8,13 @@ import marshmallow as ma
 
 from app.api import fields
 from app.api.bodies import Blueprint
-from app.api.openapi import example, refusals
+from app.api.openapi import refusals
+from app.api.samples import DEVICE_ID, INSTANCE_ID, TIME_MS
 from app.auth import require
 from app.db import statement
-from app.ingest.fast_path import express
-from app.ingest.record_types import Write
+from app.ingest import pipeline
+from app.ingest.fast_path import fast_path
+from app.ingest.record_types import RecordType
 
 blp = Blueprint("compliance", __name__, url_prefix="/api/compliance", description="Tampering, blocked prompts.")
 
@@ -38,24 +40,35 @@ class ComplianceEventResponse(fields.Answer):
     created_at = fields.Time(required=True)
 
 
-COMPLIANCE_EVENT = Write(
-    "compliance_event",
+COMPLIANCE_EVENT = RecordType(
+    name="compliance_event",
+    table="compliance_events",
+    example={
+        "device_id": DEVICE_ID,
+        "event_type": "tamper_detected",
+        "severity": "high",
+        "instance_id": INSTANCE_ID,
+        "detected_at": TIME_MS,
+        "user_context": "anna",
+        "details": {"file": "manifest.json"},
+    },
+    retention="compliance_events_days",
     scope="compliance:write",
     schema=ComplianceEventRequest(),
     answer=ComplianceEventResponse(),
     statement=statement("compliance/insert_events"),
-    again=statement("compliance/select_events"),
-    id="event_id",
-    time="detected_at",
+    duplicate_check=statement("compliance/select_events"),
+    id_field="event_id",
+    time_field="detected_at",
 )
 
 
 @blp.route("/event", methods=["POST"])
-@express(COMPLIANCE_EVENT)
+@fast_path(COMPLIANCE_EVENT)
 @require(COMPLIANCE_EVENT.scope, priority=COMPLIANCE_EVENT.priority)
-@blp.arguments(COMPLIANCE_EVENT.schema, example=example("compliance_event"))
+@blp.arguments(COMPLIANCE_EVENT.schema, example=COMPLIANCE_EVENT.example)
 @blp.response(201, COMPLIANCE_EVENT.answer)
 @refusals(ComplianceEventResponse, 409)
 def report(event: dict[str, Any]) -> Any:
     """Record a compliance event."""
-    return COMPLIANCE_EVENT.store(event)
+    return pipeline.store(COMPLIANCE_EVENT, event)

@@ -10,13 +10,15 @@ import marshmallow as ma
 
 from app.api import fields
 from app.api.bodies import Blueprint
-from app.api.openapi import example, refusals
+from app.api.openapi import refusals
+from app.api.samples import DEVICE_ID, TIME_MS
 from app.api.scopes import REGISTER
-from app.auth import require, token
+from app.auth import Principal, require
 from app.auth.keys import MAX_PEM, DeviceKey, KeyRefused, device_key
-from app.db import db, statement
-from app.ingest.fast_path import express
-from app.ingest.record_types import Write, accepted
+from app.db import statement
+from app.ingest import pipeline
+from app.ingest.fast_path import fast_path
+from app.ingest.record_types import RecordType
 from app.limits.admission import LOW, NORMAL
 
 blp = Blueprint("devices", __name__, url_prefix="/api/devices", description="Laptops with an agent.")
@@ -73,55 +75,77 @@ class DeviceHeartbeatResponse(fields.Answer):
 
 REGISTER_DEVICES = statement("devices/register_devices")
 
-DEVICE_REGISTER = Write(
-    "device_register",
+
+def build_registration(body: dict[str, Any], enrollment: Principal) -> dict[str, Any]:
+    """The row of a registration, with its enrolment and what a conflict event would need."""
+    key: DeviceKey = body.pop("public_key_pem")
+    return {
+        **body,
+        "public_key_pem": key.pem,
+        "key_thumbprint": key.thumbprint,
+        "enrollment_id": enrollment.id,
+        "event_id": str(uuid.uuid4()),
+        "detected_at": int(time.time() * 1000),
+    }
+
+
+DEVICE_REGISTER = RecordType(
+    name="device_register",
+    table="devices",
+    example={
+        "device_id": DEVICE_ID,
+        "public_key_pem": "-----BEGIN PUBLIC KEY-----\n"
+        "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n"
+        "-----END PUBLIC KEY-----\n",
+        "hostname": "anna-macbook",
+        "macs": ["a4:83:e7:11:22:33"],
+        "ips": ["10.1.2.3", "fe80::1"],
+        "os": {"name": "macOS", "version": "26.1"},
+        "browsers": ["chrome", {"name": "firefox", "version": "146"}],
+        "registered_at": TIME_MS,
+    },
     scope=REGISTER,
     schema=RegisterDeviceRequest(),
     answer=RegisterDeviceResponse(),
     statement=REGISTER_DEVICES,
-    again=REGISTER_DEVICES,
-    id="device_id",
+    duplicate_check=REGISTER_DEVICES,
+    id_field="device_id",
     priority=NORMAL,
+    in_batch=False,
+    build=build_registration,
 )
 UPSERT_HEARTBEATS = statement("devices/upsert_heartbeats")
-DEVICE_HEARTBEAT = Write(
-    "device_heartbeat",
+DEVICE_HEARTBEAT = RecordType(
+    name="device_heartbeat",
+    table="devices",
+    example={"device_id": DEVICE_ID, "ips": ["10.1.2.9"]},
     scope="devices:write",
     schema=DeviceHeartbeatRequest(),
     answer=DeviceHeartbeatResponse(),
     statement=UPSERT_HEARTBEATS,
-    again=UPSERT_HEARTBEATS,
-    id="device_id",
+    duplicate_check=UPSERT_HEARTBEATS,
+    id_field="device_id",
     priority=LOW,
-    beats=True,
+    is_heartbeat=True,
 )
 
 
 @blp.route("/register", methods=["POST"])
 @require(DEVICE_REGISTER.scope, priority=DEVICE_REGISTER.priority)
-@blp.arguments(DEVICE_REGISTER.schema, example=example("device_register"))
+@blp.arguments(DEVICE_REGISTER.schema, example=DEVICE_REGISTER.example)
 @blp.response(201, DEVICE_REGISTER.answer)
 @refusals(RegisterDeviceResponse, 409)
 def register(device: dict[str, Any]) -> Any:
     """Register a device by its public key, with an enrolment token."""
-    key: DeviceKey = device.pop("public_key_pem")
-    row = {
-        **device,
-        "public_key_pem": key.pem,
-        "key_thumbprint": key.thumbprint,
-        "enrollment_id": token().id,
-        "event_id": str(uuid.uuid4()),
-        "detected_at": int(time.time() * 1000),
-    }
-    return accepted(db.write(DEVICE_REGISTER, row))
+    return pipeline.store(DEVICE_REGISTER, device)
 
 
 @blp.route("/heartbeat", methods=["POST"])
-@express(DEVICE_HEARTBEAT)
+@fast_path(DEVICE_HEARTBEAT)
 @require(DEVICE_HEARTBEAT.scope, priority=DEVICE_HEARTBEAT.priority)
-@blp.arguments(DEVICE_HEARTBEAT.schema, example=example("device_heartbeat"))
+@blp.arguments(DEVICE_HEARTBEAT.schema, example=DEVICE_HEARTBEAT.example)
 @blp.response(201, DEVICE_HEARTBEAT.answer)
 @refusals(DeviceHeartbeatResponse, 409)
 def heartbeat(device: dict[str, Any]) -> Any:
     """Note that a device is alive."""
-    return DEVICE_HEARTBEAT.store(device)
+    return pipeline.store(DEVICE_HEARTBEAT, device)

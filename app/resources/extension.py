@@ -8,11 +8,13 @@ import marshmallow as ma
 
 from app.api import fields
 from app.api.bodies import Blueprint
-from app.api.openapi import example, refusals
+from app.api.openapi import refusals
+from app.api.samples import INSTANCE_ID, TIME_MS
 from app.auth import require
 from app.db import statement
-from app.ingest.fast_path import express
-from app.ingest.record_types import Write
+from app.ingest import pipeline
+from app.ingest.fast_path import fast_path
+from app.ingest.record_types import RecordType
 from app.limits.admission import NORMAL
 
 blp = Blueprint("extension", __name__, url_prefix="/api/extension", description="Whether the extension is on.")
@@ -37,25 +39,34 @@ class ExtensionStatusResponse(fields.Answer):
     created_at = fields.Time(required=True)
 
 
-EXTENSION_STATUS = Write(
-    "extension_status",
+EXTENSION_STATUS = RecordType(
+    name="extension_status",
+    table="extension_status",
+    example={
+        "instance_id": INSTANCE_ID,
+        "status": "disabled",
+        "reported_at": TIME_MS,
+        "reported_by": "agent",
+        "metadata": {"reason": "policy"},
+    },
+    retention="extension_status_days",
     scope="extension:write",
     schema=ExtensionStatusRequest(),
     answer=ExtensionStatusResponse(),
     statement=statement("extension/insert_statuses"),
-    again=statement("extension/select_statuses"),
-    id="status_id",
-    time="reported_at",
+    duplicate_check=statement("extension/select_statuses"),
+    id_field="status_id",
+    time_field="reported_at",
     priority=NORMAL,
 )
 
 
 @blp.route("/status", methods=["POST"])
-@express(EXTENSION_STATUS)
+@fast_path(EXTENSION_STATUS)
 @require(EXTENSION_STATUS.scope, priority=EXTENSION_STATUS.priority)
-@blp.arguments(EXTENSION_STATUS.schema, example=example("extension_status"))
+@blp.arguments(EXTENSION_STATUS.schema, example=EXTENSION_STATUS.example)
 @blp.response(201, EXTENSION_STATUS.answer)
 @refusals(ExtensionStatusResponse, 409)
 def report(status: dict[str, Any]) -> Any:
     """Record whether the extension is on."""
-    return EXTENSION_STATUS.store(status)
+    return pipeline.store(EXTENSION_STATUS, status)

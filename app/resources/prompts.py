@@ -8,11 +8,13 @@ import marshmallow as ma
 
 from app.api import fields
 from app.api.bodies import Blueprint
-from app.api.openapi import example, refusals
+from app.api.openapi import refusals
+from app.api.samples import DEVICE_ID, INSTANCE_ID, TIME_MS
 from app.auth import require
 from app.db import statement
-from app.ingest.fast_path import express
-from app.ingest.record_types import Write
+from app.ingest import pipeline
+from app.ingest.fast_path import fast_path
+from app.ingest.record_types import RecordType
 from app.limits.admission import NORMAL
 
 blp = Blueprint("prompts", __name__, url_prefix="/api", description="Prompts that were sent to AI sites.")
@@ -45,25 +47,39 @@ class PromptResponse(fields.Answer):
     created_at = fields.Time(required=True)
 
 
-PROMPT = Write(
-    "prompt",
+PROMPT = RecordType(
+    name="prompt",
+    table="prompts",
+    example={
+        "device_id": DEVICE_ID,
+        "instance_id": INSTANCE_ID,
+        "site": "chatgpt.com",
+        "url": "https://chatgpt.com/c/1",
+        "prompt": "Summarise the attached minutes.",
+        "timestamp": TIME_MS,
+        "prompt_id": "0199a3b0-7c1e-7a53-9d5b-3f1c2f0e8a11",
+        "model": "gpt-5",
+        "action": "allowed",
+        "metadata": {"attachments": 1},
+    },
+    retention="prompts_days",
     scope="prompts:write",
     schema=PromptRequest(),
     answer=PromptResponse(),
     statement=statement("prompts/insert_prompts"),
-    again=statement("prompts/select_prompts"),
-    id="prompt_id",
-    time="timestamp",
+    duplicate_check=statement("prompts/select_prompts"),
+    id_field="prompt_id",
+    time_field="timestamp",
     priority=NORMAL,
 )
 
 
 @blp.route("/prompt", methods=["POST"])
-@express(PROMPT)
+@fast_path(PROMPT)
 @require(PROMPT.scope, priority=PROMPT.priority)
-@blp.arguments(PROMPT.schema, example=example("prompt"))
+@blp.arguments(PROMPT.schema, example=PROMPT.example)
 @blp.response(201, PROMPT.answer)
 @refusals(PromptResponse, 409)
 def capture(prompt: dict[str, Any]) -> Any:
     """Record a prompt."""
-    return PROMPT.store(prompt)
+    return pipeline.store(PROMPT, prompt)

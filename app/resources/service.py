@@ -12,12 +12,12 @@ from app.api import problems
 from app.api.bodies import Blueprint
 from app.api.openapi import documented
 from app.auth import require
-from app.db import db, migrations, statement
+from app.db import DatabaseError, db, statement
+from app.ingest.readiness import readiness
 from app.telemetry import metrics
 
 blp = Blueprint("service", __name__, description="Whether the service lives, and whether it can work.")
 
-SELECT_MIGRATIONS = statement("service/select_migrations")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 _OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}}
 
@@ -33,14 +33,14 @@ def livez() -> Any:
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
     """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
-    pending = _pending(db.read_shared(SELECT_MIGRATIONS))
+    pending = readiness.probe()
     if pending:
         raise problems.Problem(
             503,
             "migrations-pending",
             "Service unavailable",
             f"{pending} migrations are pending.",
-            headers={"Retry-After": str(problems.RETRY_SECONDS)},
+            headers=problems.retry_after_outage(),
         )
     return jsonify(status="ok")
 
@@ -57,15 +57,7 @@ def read_metrics() -> Response:
     """Count requests, rows, waits and refusals, and look at the database's state, for Prometheus."""
     pending, partitions = None, []
     # What can't be found out is left out; the counts matter most while the database is away.
-    with contextlib.suppress(problems.Problem):
-        pending = _pending(db.run(SELECT_MIGRATIONS))
+    with contextlib.suppress(DatabaseError):
+        pending = readiness.pending_migrations()
         partitions = db.run(SELECT_PARTITIONS)
     return Response(metrics.exposition(metrics.State(pending, partitions)), content_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _pending(rows: list[dict[str, Any]]) -> int:
-    """How many migrations are not applied. Raises Problem 503, also when the database stores nothing."""
-    if db.is_failing() or any(row["is_read_only"] for row in rows):
-        raise problems.Unavailable()
-    applied = {row["migration_id"] for row in rows}
-    return sum(name not in applied for name in migrations.names())

@@ -36,8 +36,10 @@ def _end(response: Response) -> Response:
     # The rule, not the path: what somebody asks for may be anything. Nor any method that isn't one.
     route = asked.url_rule.rule if asked.url_rule else None
     method = asked.method if asked.method in METHODS else "other"
-    token = context.get("token")
-    answered(context.request_id, method, route, response.status_code, context.began, token.subject if token else None)
+    principal = context.get("principal")
+    answered(
+        context.request_id, method, route, response.status_code, context.began, principal.subject if principal else None
+    )
     return response
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import psycopg
 from flask import Flask
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,7 +22,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from werkzeug.exceptions import HTTPException
 
-from app.db import Statement
 from app.telemetry import request_log
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def init_app(app: Flask) -> None:
     provider = TracerProvider(resource=Resource.create())
     provider.add_span_processor(BatchSpanProcessor(_Exporter()))
     tracer = provider.get_tracer("watchpost")
-    app.extensions["db"]._execute = _statements(app.extensions["db"]._execute, tracer)
+    app.extensions["db"].span = _statement_span(tracer)
     app.wsgi_app = _Requests(app, tracer)  # type: ignore[method-assign]
 
 
@@ -83,27 +82,27 @@ class _Requests:
         return rule.rule
 
 
-def _statements(execute: Callable[..., Any], tracer: trace.Tracer) -> Callable[..., Any]:
-    """Give each statement a span that is called as its file (OpenTelemetry's conventions for PostgreSQL)."""
+def _statement_span(tracer: trace.Tracer) -> Callable[[str], AbstractContextManager[Callable[[int], None]]]:
+    """A span for each statement, named like its file (OpenTelemetry's conventions for PostgreSQL)."""
 
-    def traced(connection: Any, statement: Statement, parameters: Any) -> Any:
-        attributes = {"db.system.name": "postgresql", "db.query.summary": statement.name}
+    @contextmanager
+    def statement_span(name: str) -> Iterator[Callable[[int], None]]:
+        attributes = {"db.system.name": "postgresql", "db.query.summary": name}
         kind = trace.SpanKind.CLIENT
         with tracer.start_as_current_span(
-            statement.name, None, kind, attributes, record_exception=False, set_status_on_exception=False
+            name, None, kind, attributes, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
-                rows = execute(connection, statement, parameters)
-            except psycopg.Error as error:
-                span.set_attribute("error.type", error.sqlstate or type(error).__name__)
-                if error.sqlstate:
-                    span.set_attribute("db.response.status_code", error.sqlstate)
+                yield lambda rows: span.set_attribute("db.response.returned_rows", rows)
+            except Exception as error:
+                sqlstate = getattr(error, "sqlstate", None)
+                span.set_attribute("error.type", sqlstate or type(error).__name__)
+                if sqlstate:
+                    span.set_attribute("db.response.status_code", sqlstate)
                 span.set_status(trace.StatusCode.ERROR)
                 raise
-            span.set_attribute("db.response.returned_rows", len(rows))
-            return rows
 
-    return traced
+    return statement_span
 
 
 class _Exporter(OTLPSpanExporter):

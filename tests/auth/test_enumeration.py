@@ -48,7 +48,9 @@ def test_no_name_but_its_own_tells_a_device_anything(
         items = [{"type": "device_heartbeat", "body": {"device_id": device}}]
         batch = client.post("/api/batch", json={"items": items}, headers=headers)
         assert (one.status_code, batch.json["results"][0]["status"]) == (403, 403)
-        return str((said(one), said(batch)))
+        # A result holds the id of its item, which is what was sent, and is as long as that.
+        length = str(len(batch.data) - len(device))
+        return str((said(one), said(batch))).replace(device, "").replace(str(len(batch.data)), length)
 
     assert len({ask(device) for device in devices}) == 1
 

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from app.api import fields
 from app.application import Watchpost, create_app
-from app.resources.batch import KINDS
+from app.ingest.record_types import batch_types
 from app.resources.prompts import PROMPT
 from config.settings import Settings
 from tests.support.agent import Agent
@@ -89,7 +89,7 @@ def seen_by_flask(app: Watchpost, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(batch_types()))
 def test_a_plain_request_of_a_known_caller_does_not_pass_through_flask(
     app: Watchpost,
     short: FlaskClient,

@@ -15,8 +15,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from app.application import Watchpost, create_app
-from app.db import database, migrations
+from app.db import migrations
 from app.dev import embedded
+from app.ingest import writer
 from config.settings import Settings
 from tests.server.test_service import wait_for
 from tests.support.agent import Agent
@@ -78,7 +79,7 @@ def hasty(settings: Settings, device: Agent, headers: dict[str, str]) -> Iterato
 @pytest.fixture(autouse=True)
 def long_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind of row that could not be stored counts as failing for as long as a test takes."""
-    monkeypatch.setattr(database, "FAILING_SECONDS", 600)
+    monkeypatch.setattr(writer, "FAILING_SECONDS", 600)
 
 
 def is_unavailable(answer: Any) -> bool:

@@ -118,7 +118,7 @@ def test_a_heartbeat_answers_with_what_is_stored(send, device, rows, now_ms):
 
 def test_a_heartbeat_tells_when_to_send_the_next(app, settings, send):
     assert send(HEARTBEAT).json["heartbeat_interval_s"] == settings.heartbeat_seconds
-    app.extensions["db"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
+    app.extensions["writer"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
     assert send(HEARTBEAT).json["heartbeat_interval_s"] == 17
 
 
@@ -417,7 +417,7 @@ def test_hundreds_of_devices_that_claim_one_instance_are_answered_in_one_go(app,
     )
     claims = [{"instance_id": "shared", "device_id": f"clone-{n}"} for n in range(1, 401)]
     with app.app_context():
-        stored = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims)])[0]
-        again = app.extensions["db"].write_all([(BROWSER_HEARTBEAT, claims[::-1])])[0]
+        stored = app.extensions["writer"].write_batch([(BROWSER_HEARTBEAT, claims)])[0]
+        again = app.extensions["writer"].write_batch([(BROWSER_HEARTBEAT, claims[::-1])])[0]
     assert [row["outcome"] for row in stored] == ["created"] + ["instance_conflict"] * 399
     assert [row["outcome"] for row in again] == ["instance_conflict"] * 399 + ["updated"]

@@ -780,7 +780,7 @@ def test_a_heartbeat_tells_the_servers_time(beat, now_ms):
 
 def test_a_heartbeat_tells_when_to_send_the_next(app, settings, beat):
     assert beat().json["heartbeat_interval_s"] == settings.heartbeat_seconds
-    app.extensions["db"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
+    app.extensions["writer"].settings = dataclasses.replace(settings, heartbeat_seconds=17)
     assert beat().json["heartbeat_interval_s"] == 17
 
 

@@ -49,7 +49,7 @@ class TimelessTests(EventTests):
 
     def test_reports_without_time_and_id_are_each_stored(self, post, stored, timeless, now_ms, monkeypatch):
         """Also those of one millisecond, as all of a batch may be."""
-        monkeypatch.setattr("app.ingest.record_types.time", SimpleNamespace(time=lambda: now_ms / 1000))
+        monkeypatch.setattr("app.ingest.records.time", SimpleNamespace(time=lambda: now_ms / 1000))
         del timeless[self.id]
         assert [post(timeless).status_code for _ in range(3)] == [201] * 3
         assert [row[self.time] for row in stored()] == [now_ms] * 3

@@ -13,7 +13,7 @@ import schemathesis
 from schemathesis import engine
 from schemathesis.engine import events
 
-from app.api import bodies
+from app.api import bodies, json_values
 from app.api.fields import AHEAD_MS, is_plausible
 from tests.support.agent import Agent
 from tests.support.site import Site
@@ -105,13 +105,13 @@ def _is_the_contract(check: str, interaction: Any) -> bool:
     if check not in ("positive_data_acceptance", "negative_data_rejection"):
         return False
     try:
-        value, suspicious = bodies.parse(sent.body or b"")
+        value, suspicious = json_values.parse(sent.body or b"")
     except ValueError:
         return False
     times = [value.get(name) for name in TIMES] if isinstance(value, dict) else []
     if check == "positive_data_acceptance":
         # Numbers beyond 64 bits and deep nesting, also in fields that nobody knows; 1.0 for 1.
-        return (suspicious and any(bodies.violations(value))) or any(isinstance(given, float) for given in times)
+        return (suspicious and any(json_values.violations(value))) or any(isinstance(given, float) for given in times)
     # A batch is taken, and its bad item is refused in its place.
     results = answer.json().get("results", []) if sent.uri.endswith("/api/batch") else []
     # The clock went on since the description was narrowed.
