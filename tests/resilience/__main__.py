@@ -20,6 +20,7 @@ CHAPTERS: tuple[str, ...] = (
     "kills",
     "power",
     "restarts",
+    "proxy",
     "database",
     "network",
     "clocks",
