@@ -1,4 +1,5 @@
 # Needs Python 3.11 or newer and make. `make run` and `make test` install what else they need.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
@@ -10,7 +11,10 @@ INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run demo test test-postgresql-15 test-pgbouncer battery dba check audit lock format spec bench clean
+.PHONY: help run demo test test-postgresql-15 test-pgbouncer test-nginx battery dba check audit lock format spec bench clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "make %-19s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: .venv/service ## serve on WATCHPOST_BIND
 	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
@@ -21,7 +25,7 @@ demo: .venv/tests ## play one laptop against a running service, or one of its ow
 test: .venv/tests ## all tests, on throwaway databases
 	$(BIN)/pytest
 
-test-postgresql-15: .venv/tests ## all tests again, on PostgreSQL 15; as root it installs Debian's package
+test-postgresql-15: .venv/tests ## all tests on PostgreSQL 15; as root it installs Debian's package
 	@# Debian's package would start a cluster of its own; nobody here needs one.
 	@test -x $(POSTGRESQL_15)/postgres || { [ "$$(id -u)" = 0 ] && mkdir -p /etc/postgresql-common/createcluster.d && \
 		echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/watchpost.conf && \
@@ -29,18 +33,23 @@ test-postgresql-15: .venv/tests ## all tests again, on PostgreSQL 15; as root it
 		{ echo 'PostgreSQL 15 is missing: apt-get install postgresql-15, or name its programs: make $@ POSTGRESQL_15=FOLDER' >&2; exit 1; }
 	WATCHPOST_POSTGRESQL_PROGRAMS=$(POSTGRESQL_15) $(BIN)/pytest
 
-test-pgbouncer: .venv/tests ## the tests over HTTP, with PgBouncer in between; as root it installs Debian's package
+test-pgbouncer: .venv/tests ## the tests over HTTP through PgBouncer; as root it installs Debian's package
 	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) pgbouncer; } >&2 || \
 		{ echo 'PgBouncer is missing: apt-get install pgbouncer' >&2; exit 1; }
 	$(BIN)/pytest --pgbouncer
 
-battery: .venv/tests ## faults and attacks, with their counts: an hour or so; options go into BATTERY
+test-nginx: .venv/tests ## the example of docs/deployment.md on nginx; as root it installs Debian's package
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) nginx-light; } >&2 || \
+		{ echo 'nginx is missing: apt-get install nginx-light' >&2; exit 1; }
+	$(BIN)/pytest tests/server/test_nginx.py
+
+battery: .venv/tests ## faults and attacks under load, about an hour; options in BATTERY
 	@exec $(BIN)/python -m tests.resilience $(BATTERY)
 
-dba: .venv/tests ## print what a DBA reviews, of a filled database of its own
+dba: .venv/tests ## print the report for a DBA, from a filled throwaway database
 	@exec $(BIN)/python -m tests.dba
 
-check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml and the locks are what they have to be
+check: .venv/tests ## lint, types, SQL, generated documents, locked versions
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -49,24 +58,24 @@ check: .venv/tests ## lint, types, SQL, and whether docs/openapi.yaml and the lo
 	$(BIN)/flask --app wsgi spec --check
 	$(BIN)/python -m tests.supply check
 
-audit: .venv/tests ## whether a locked package is known to be vulnerable; says so when no advisory source can be reached
+audit: .venv/tests ## check the locked packages for known vulnerabilities
 	$(BIN)/python -m tests.supply audit
 
-lock: .venv/tests ## lock the newest versions within requirements.txt and tests/requirements.txt, with their hashes
+lock: .venv/tests ## lock the newest versions that the requirements files allow, with hashes
 	$(LOCK) config/requirements.lock requirements.txt
 	$(LOCK) tests/requirements.lock --constraint config/requirements.lock tests/requirements.txt
 
-format: .venv/tests
+format: .venv/tests ## mend what the linter can mend, and format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-spec: .venv/service ## write docs/openapi.yaml anew
+spec: .venv/service ## write docs/openapi.yaml and docs/configuration.md from the code
 	$(BIN)/flask --app wsgi spec
 
-bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk (apt-get install wrk)
+bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk; options in BENCH
 	@exec $(BIN)/python -m tests.bench $(BENCH)
 
-clean:
+clean: ## remove what make installed, caches, and the data under .data
 	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/service: config/requirements.lock
@@ -79,7 +88,7 @@ clean:
 	@touch $@
 
 .venv/tests: tests/requirements.lock .venv/service
-	@# The README's first steps are a test, and use these.
+	@# docs/first-post.md is run by a test and needs these.
 	@command -v curl >/dev/null && command -v openssl >/dev/null || { [ "$$(id -u)" = 0 ] && $(INSTALL) curl openssl; } >&2 || \
 		{ echo 'curl or openssl is missing: apt-get install curl openssl' >&2; exit 1; }
 	$(PIP) --require-hashes --requirement tests/requirements.lock

@@ -32,7 +32,7 @@ def setting(default: Any, meaning: str, unit: str = "", least: int | None = None
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Defaults suit one laptop; the README's section "Configuration" says what to raise for a fleet."""
+    """Defaults suit one laptop; docs/configuration.md says what to change for a fleet."""
 
     bind: str = setting("127.0.0.1:8000", "address that gunicorn serves on", "host:port")
     database_url: str = setting(

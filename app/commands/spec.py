@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -9,17 +10,48 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from app.api.openapi import as_yaml
+from config.settings import Settings, variable
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "openapi.yaml"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+CONFIGURATION = """# Configuration
+
+Settings are environment variables, read once when a process starts. A value that cannot be used stops the start; the
+message names the variable. On a server, keep the settings in the file that the systemd units read
+(see [Deployment](deployment.md)).
+
+The defaults suit one laptop. For a fleet, look at these first:
+
+- `WATCHPOST_ISSUER`, `WATCHPOST_DATABASE_URL`, `WATCHPOST_SIGNING_KEYS` and `WATCHPOST_PROXIES`, on every host.
+- `WATCHPOST_HEARTBEAT_SECONDS`: the number of devices divided by this is the number of heartbeats a second.
+- `WATCHPOST_WORKERS` and `WATCHPOST_POOL_SIZE`: their product is the highest number of database connections of a host.
+
+`make spec` writes this page from `config/settings.py`.
+
+| variable | default | unit | meaning |
+|---|---|---|---|
+"""
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail when the file differs from the code.")
+@click.option("--check", is_flag=True, help="Write nothing; fail when a file differs from the code.")
 @with_appcontext
 def spec(check: bool) -> None:
-    """Write docs/openapi.yaml from the code."""
-    text = as_yaml(current_app)
-    if not check:
-        FILE.write_text(text, encoding="utf-8")
-    elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
-        raise click.ClickException("docs/openapi.yaml differs from the code: run `make spec`")
+    """Write docs/openapi.yaml and docs/configuration.md from the code."""
+    for name, text in (("openapi.yaml", as_yaml(current_app)), ("configuration.md", configuration())):
+        file = DOCS / name
+        if not check:
+            file.write_text(text, encoding="utf-8")
+        elif not file.exists() or file.read_text(encoding="utf-8") != text:
+            raise click.ClickException(f"docs/{name} differs from the code: run `make spec`")
+
+
+def configuration() -> str:
+    """The page of all settings, as Markdown: one row for each variable."""
+    rows = []
+    for field in dataclasses.fields(Settings):
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        shown = f"`{default}`" if default else "empty"
+        cells = (f"`{variable(field)}`", shown, field.metadata["unit"] or "-", field.metadata["meaning"])
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return CONFIGURATION + "".join(rows)

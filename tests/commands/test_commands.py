@@ -491,14 +491,19 @@ def test_migrate_prints_what_it_applied(done: Done, rows: Rows) -> None:
     assert json.loads(done("device", "list", "--json")) == []
 
 
-def test_the_description_is_written_and_compared(
+def test_the_generated_documents_are_written_and_compared(
     done: Done, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "openapi.yaml"
-    monkeypatch.setattr(importlib.import_module("app.commands.spec"), "FILE", file)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    monkeypatch.setattr(importlib.import_module("app.commands.spec"), "DOCS", docs)
     assert_failed(run("spec", "--check"), 1)
-    assert not file.exists()
+    assert list(docs.iterdir()) == []
     assert done("spec") == ""
     assert done("spec", "--check") == ""
-    file.write_text(file.read_text() + "more: 1\n")
-    assert_failed(run("spec", "--check"), 1)
+    for name in ("openapi.yaml", "configuration.md"):
+        text = (docs / name).read_text()
+        (docs / name).write_text(text + "more: 1\n")
+        assert_failed(run("spec", "--check"), 1)
+        (docs / name).write_text(text)
+    assert done("spec", "--check") == ""
