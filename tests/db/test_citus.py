@@ -115,9 +115,9 @@ BREAKS_TEXT = {
 @pytest.fixture(scope="module")
 def spread(template: Any) -> Iterator[psycopg.Connection[Any]]:
     """A migrated database to which config/citus.sql was applied."""
-    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    url = template.url("{}")
     with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE citus TEMPLATE {template.template_dbname}")
+        admin.execute(f"CREATE DATABASE citus TEMPLATE {template.name}")
         try:
             with psycopg.connect(url.format("citus"), autocommit=True) as connection:
                 connection.execute(CITUS_ITSELF)

@@ -549,10 +549,10 @@ sys.exit(keeper.main())
 @pytest.fixture(scope="module", params=["not analyzed", "analyzed"])
 def months(request: pytest.FixtureRequest, template: Any) -> Iterator[psycopg.Connection[Any]]:
     """Fourteen months, the last and all coming ones, with 2,000 rows each, and as many strays."""
-    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    url = template.url("{}")
     database = f"partitions_{len(request.param)}"
     with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.template_dbname}")
+        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.name}")
         try:
             partitions.ensure(url.format(database), 12)
             with psycopg.connect(url.format(database), autocommit=True, prepare_threshold=None) as connection:
