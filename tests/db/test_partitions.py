@@ -22,10 +22,9 @@ from flask.testing import FlaskClient
 from app.db import migrations, partitions
 from app.db.statements import statement
 from config.settings import Settings
-from tests.server.test_service import registered, wait_for
 from tests.support.agent import Agent
 from tests.support.checks import at_once
-from tests.support.service import ROOT, Service, as_role, serving
+from tests.support.service import ROOT, Service, as_role, registered, serving, wait_for
 
 Rows = Callable[..., list[dict[str, Any]]]
 

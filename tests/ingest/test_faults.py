@@ -18,9 +18,8 @@ from app.application import Watchpost, create_app
 from app.db import database, migrations
 from app.dev import embedded
 from config.settings import Settings
-from tests.server.test_service import wait_for
 from tests.support.agent import Agent
-from tests.support.service import as_role
+from tests.support.service import as_role, wait_for
 
 
 def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
