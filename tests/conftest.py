@@ -24,8 +24,8 @@ from app.auth.keys import SigningKeys
 from app.db import migrations
 from app.dev import embedded
 from config.settings import Settings
-from tests.support import databases, pgbouncer
-from tests.support.agent import Agent
+from tests.support import databases, distribution, pgbouncer
+from tests.support.agent import ISSUER, TOKEN_ENDPOINT, Agent
 from tests.support.databases import Template
 from tests.support.service import Service, as_role
 from tests.support.site import Site, inhabited
@@ -36,8 +36,15 @@ IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nauto
 IN_MEMORY += "wal_level = minimal\nmax_wal_senders = 0\n"
 # A copy of a database begins and ends with a checkpoint, which looks through all of it.
 IN_MEMORY += "shared_buffers = 32MB\n"
-ISSUER = "http://watchpost.test"
-TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
+# The files that take longest begin first.
+LONGEST = (
+    "resilience/test_scenarios.py",
+    "db/test_standby.py",
+    "db/test_backup.py",
+    "resilience/test_canaries.py",
+    "project/test_readme.py",
+    "resources/test_conformance.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,9 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With PgBouncer in between: the tests that make an application or start a service on the given database.
+    """Leave out what PgBouncer can't serve, if it is in between, and order the rest for the processes of the run.
 
-    Not those marked `direct`, with the reason.
+    It serves tests that make an application or start a service on the given database, but for those marked `direct`.
     """
     if config.option.pgbouncer:
         chosen = [
@@ -58,11 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    if hands := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        first = [[item for item in items if item.path.match(f"tests/{name}")] for name in LONGEST]
+        items[:] = distribution.dealt(items, first, hands)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """More than there are cores: tests of whole services wait for their processes most of the time."""
-    return 2 * (os.cpu_count() or 1)
+    return distribution.processes(config.args, config.option.keyword)
 
 
 @contextlib.contextmanager
