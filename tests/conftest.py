@@ -30,6 +30,9 @@ from tests.support.databases import Template
 from tests.support.service import Service, as_role
 from tests.support.site import Site, inhabited
 
+# Their assertions explain themselves as those of test files do.
+pytest.register_assert_rewrite("tests.support.contracts", "tests.support.checks")
+
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
 # Cloning the template writes it to the WAL otherwise.
@@ -85,7 +88,7 @@ def open_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """A PostgreSQL server for the whole run; the value is the folder of its socket."""
     with open_folder() as folder, embedded.running(str(folder), IN_MEMORY) as url:
@@ -109,7 +112,7 @@ def memory_folder() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def template(server: str) -> Template:
+def template(server: str, pooler: str | None) -> Template:
     """A migrated database without rows."""
     template = databases.create(server, "migrated")
     migrations.apply(template.url(template.name))
@@ -155,7 +158,7 @@ def database_url(request: pytest.FixtureRequest, template: Template) -> Iterator
         yield url
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def pooler(server: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
     """A PgBouncer in front of the server if the run is to have one; the value is the folder of its socket."""
     if not request.config.option.pgbouncer:
