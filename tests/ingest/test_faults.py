@@ -61,6 +61,12 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture
+def device(register: Callable[..., Agent]) -> Agent:
+    """Registered here, since a server of the test's own has no device."""
+    return register()
+
+
+@pytest.fixture
 def hasty(settings: Settings, device: Agent, headers: dict[str, str]) -> Iterator[FlaskClient]:
     """A client of a worker that gives up on the database after a second, and has a connection to it.
 
