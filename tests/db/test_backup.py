@@ -18,9 +18,8 @@ from app.db.statements import statement
 from app.dev import embedded
 from config.settings import load
 from tests import demo
-from tests.server.test_service import prompt, registered
 from tests.support.seed import fill
-from tests.support.service import ROOT, Service, serving
+from tests.support.service import ROOT, Service, prompt, registered, serving
 
 # The machine does not crash meanwhile.
 QUICK = "fsync = off\nautovacuum = off\n"

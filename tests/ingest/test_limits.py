@@ -26,8 +26,7 @@ from app.application import Watchpost, create_app
 from app.dev import embedded
 from app.limits.admission import CRITICAL, LOW, NORMAL, Admission
 from config.settings import Settings
-from tests.conftest import TOKEN_ENDPOINT
-from tests.support.agent import Agent
+from tests.support.agent import TOKEN_ENDPOINT, Agent
 from tests.support.service import free_port
 
 WRONG = {"Authorization": "Bearer not.a.token"}

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.resources.test_prompts import revoke
-
 PATH = "/api/batch"
 MIB = 1024 * 1024
 TABLES = ("browser_instances", "prompts", "extension_status", "compliance_events")
@@ -261,10 +259,10 @@ def test_a_token_without_a_write_scope_is_refused(app, client, item, count, bear
     assert count() == 0
 
 
-def test_a_revoked_device_is_refused_at_once(app, replay, item, device, count, rows):
+def test_a_revoked_device_is_refused_at_once(operate, replay, item, device, count, rows):
     replay([item("browser_register")])
     before = rows("SELECT * FROM browser_instances"), rows("SELECT last_heartbeat, hostname FROM devices")
-    revoke(app, device)
+    operate("device", "revoke", device.device_id)
     results = replay([item(kind, **({"profile_name": "Other"} if "browser" in kind else {})) for kind in SCOPES])
     assert statuses(results) == [403] * 6
     assert before == (rows("SELECT * FROM browser_instances"), rows("SELECT last_heartbeat, hostname FROM devices"))
