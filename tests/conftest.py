@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -10,32 +11,43 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 from flask.testing import FlaskClient
-from psycopg import sql
 from psycopg.rows import dict_row
-from pytest_postgresql import factories
-from pytest_postgresql.janitor import DatabaseJanitor
+from werkzeug.test import TestResponse
 
 from app.application import Watchpost, create_app
 from app.auth.keys import SigningKeys
 from app.db import migrations
 from app.dev import embedded
 from config.settings import Settings
-from tests.support import pgbouncer
-from tests.support.agent import Agent
+from tests.support import databases, distribution, pgbouncer
+from tests.support.agent import ISSUER, TOKEN_ENDPOINT, Agent
+from tests.support.databases import Template
 from tests.support.service import Service, as_role
 from tests.support.site import Site, inhabited
+
+# Their assertions explain themselves as those of test files do.
+pytest.register_assert_rewrite("tests.support.contracts", "tests.support.checks")
 
 # Nothing here outlives the run, so nothing needs to reach the disk.
 IN_MEMORY = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nautovacuum = off\n"
 # Cloning the template writes it to the WAL otherwise.
 IN_MEMORY += "wal_level = minimal\nmax_wal_senders = 0\n"
-ISSUER = "http://watchpost.test"
-TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
+# A copy of a database begins and ends with a checkpoint, which looks through all of it.
+IN_MEMORY += "shared_buffers = 32MB\n"
+# The files that take longest begin first.
+LONGEST = (
+    "resilience/test_scenarios.py",
+    "db/test_standby.py",
+    "db/test_backup.py",
+    "resilience/test_canaries.py",
+    "project/test_readme.py",
+    "resources/test_conformance.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,9 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With PgBouncer in between: the tests that make an application or start a service on the given database.
+    """Leave out what PgBouncer can't serve, if it is in between, and order the rest for the processes of the run.
 
-    Not those marked `direct`, with the reason.
+    It serves tests that make an application or start a service on the given database, but for those marked `direct`.
     """
     if config.option.pgbouncer:
         chosen = [
@@ -56,11 +68,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    if hands := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        first = [[item for item in items if item.path.match(f"tests/{name}")] for name in LONGEST]
+        items[:] = distribution.dealt(items, first, hands)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """More than there are cores: tests of whole services wait for their processes most of the time."""
-    return 2 * (os.cpu_count() or 1)
+    return distribution.processes(config.args, config.option.keyword)
 
 
 @contextlib.contextmanager
@@ -74,12 +88,11 @@ def open_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
     """A PostgreSQL server for the whole run; the value is the folder of its socket."""
     with open_folder() as folder, embedded.running(str(folder), IN_MEMORY) as url:
         sockets = psycopg.conninfo.conninfo_to_dict(url)["host"]
-        request.config.option.postgresql_host = sockets
         yield str(sockets)
 
 
@@ -98,31 +111,16 @@ def memory_folder() -> str | None:
     return None
 
 
-def migrate(*, host: str, port: int, user: str, dbname: str, **_: Any) -> None:
-    url = f"postgresql://{user}@/{dbname}?host={host}&port={port}"
-    migrations.apply(url)
+@pytest.fixture(scope="session")
+def template(server: str, pooler: str | None) -> Template:
+    """A migrated database without rows."""
+    template = databases.create(server, "migrated")
+    migrations.apply(template.url(template.name))
     # PgBouncer passes no other limits on than the role's: as `settings` has them.
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(template.url("postgres"), autocommit=True) as connection:
         connection.execute("ALTER ROLE watchpost_writer SET lock_timeout = '30s'")
         connection.execute("ALTER ROLE watchpost_writer SET statement_timeout = '60s'")
-
-
-template = factories.postgresql_noproc(user="postgres", dbname="tests", load=[migrate])
-
-
-class Clone(DatabaseJanitor):
-    """A database that is a copy of the template, made file by file: that takes half as long as through the WAL."""
-
-    def _build_create_database_sql(self) -> sql.Composed:
-        return super()._build_create_database_sql() + sql.SQL(" STRATEGY file_copy")
-
-
-@contextlib.contextmanager
-def clone(template: Any, name: str) -> Iterator[str]:
-    """Make one and yield its URL; drop it at the end."""
-    place = {"host": template.host, "port": template.port, "user": template.user, "dbname": name}
-    with Clone(**place, template_dbname=template.template_dbname):
-        yield "postgresql://{user}@/{dbname}?host={host}&port={port}".format(**place)
+    return template
 
 
 @pytest.fixture(scope="session")
@@ -132,13 +130,35 @@ def signing_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Prepared(NamedTuple):
+    """template: a migrated database with one enrolment, and one device that registered with it."""
+
+    template: Template
+    enrollment: str
+    device: Agent
+
+
+@pytest.fixture(scope="session")
+def prepared(template: Template, signing_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Made as in production, through the command line and the API, but once a run: a device costs a test nothing."""
+    one = databases.create_from(template, "prepared")
+    app = create_app(settings_for(one.url(one.name), signing_keys, tmp_path_factory.mktemp("prepared")))
+    agent = Agent()
+    token = mint(app)
+    assert join(app.test_client(), agent, token).status_code == 201
+    app.extensions["db"].close()
+    return Prepared(one, token, agent)
+
+
 @pytest.fixture
-def database_url(template: Any) -> Iterator[str]:
-    with clone(template, "test") as url:
+def database_url(request: pytest.FixtureRequest, template: Template) -> Iterator[str]:
+    """A database of the test's own: with a device for tests that use `device`, without rows for all others."""
+    has_device = "prepared" in request.fixturenames
+    with databases.clone(request.getfixturevalue("prepared").template if has_device else template) as url:
         yield url
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def pooler(server: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
     """A PgBouncer in front of the server if the run is to have one; the value is the folder of its socket."""
     if not request.config.option.pgbouncer:
@@ -149,10 +169,8 @@ def pooler(server: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield sockets
 
 
-@pytest.fixture
-def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path: Path) -> Settings:
-    """Settings of the application under test; a test that needs others replaces some of them."""
-    copy = tmp_path / "signing-keys.json"
+def settings_for(database_url: str, signing_keys: Path, folder: Path, pooler: str | None = None) -> Settings:
+    copy = folder / "signing-keys.json"
     shutil.copy(signing_keys, copy)
     writer_url = as_role(database_url, "writer")
     return Settings(
@@ -161,12 +179,18 @@ def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path
         prepare_statements=not pooler,
         issuer=ISSUER,
         signing_keys=str(copy),
-        data_dir=str(tmp_path),
+        data_dir=str(folder),
         pool_size=4,
         # So long that a machine which stalls for some seconds fails no test; those of these limits set shorter ones.
         pool_wait_seconds=30,
         statement_timeout_ms=60_000,
     )
+
+
+@pytest.fixture
+def settings(database_url: str, pooler: str | None, signing_keys: Path, tmp_path: Path) -> Settings:
+    """Settings of the application under test; a test that needs others replaces some of them."""
+    return settings_for(database_url, signing_keys, tmp_path, pooler)
 
 
 @pytest.fixture
@@ -194,17 +218,18 @@ def rows(database_url: str) -> Iterator[Callable[..., list[dict[str, Any]]]]:
         )
 
 
+def mint(app: Watchpost, max_uses: int = 1000, expires_in: str = "1d", label: str = "tests") -> str:
+    """Create an enrolment through the command line and return its token."""
+    arguments = ["--label", label, "--max-uses", str(max_uses), "--expires-in", expires_in]
+    result = app.test_cli_runner().invoke(args=["enrollment", "create", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout.strip()
+
+
 @pytest.fixture
 def enrollment(app: Watchpost) -> Callable[..., str]:
-    """Mint an enrolment through the command line: enrollment(max_uses=5, expires_in="1d")."""
-
-    def mint(max_uses: int = 1000, expires_in: str = "1d", label: str = "tests") -> str:
-        arguments = ["--label", label, "--max-uses", str(max_uses), "--expires-in", expires_in]
-        result = app.test_cli_runner().invoke(args=["enrollment", "create", *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout.strip()
-
-    return mint
+    """Create an enrolment of the test's own: enrollment(max_uses=5, expires_in="1d")."""
+    return functools.partial(mint, app)
 
 
 @pytest.fixture
@@ -213,19 +238,26 @@ def bearer() -> Callable[[str], dict[str, str]]:
     return lambda token: {"Authorization": f"Bearer {token}"}
 
 
+def join(client: FlaskClient, agent: Agent, token: str, **more: Any) -> TestResponse:
+    """Register an agent with an enrolment's token."""
+    authorization = {"Authorization": f"Bearer {token}"}
+    return client.post("/api/devices/register", json=agent.registration(**more), headers=authorization)
+
+
 @pytest.fixture
-def register(client: FlaskClient, enrollment: Callable[..., str]) -> Callable[..., Agent]:
-    """Register an agent, a new one unless one is given."""
-    tokens: dict[str, str] = {}
+def register(
+    request: pytest.FixtureRequest, client: FlaskClient, enrollment: Callable[..., str]
+) -> Callable[..., Agent]:
+    """Register an agent, a new one unless one is given; with the enrolment of `device` where the test has that."""
+    tokens = []
+    if "prepared" in request.fixturenames:
+        tokens.append(request.getfixturevalue("prepared").enrollment)
 
     def register(agent: Agent | None = None, **more: Any) -> Agent:
         agent = agent or Agent()
-        token = tokens.get("token") or tokens.setdefault("token", enrollment())
-        answer = client.post(
-            "/api/devices/register",
-            json=agent.registration(**more),
-            headers={"Authorization": f"Bearer {token}"},
-        )
+        if not tokens:
+            tokens.append(enrollment())
+        answer = join(client, agent, tokens[0], **more)
         assert answer.status_code in (200, 201), answer.text
         return agent
 
@@ -245,9 +277,9 @@ def access(client: FlaskClient) -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
-def device(register: Callable[..., Agent]) -> Agent:
-    """A registered device."""
-    return register()
+def device(prepared: Prepared) -> Agent:
+    """A registered device, the only one in the test's database."""
+    return Agent(prepared.device.device_id, prepared.device.key)
 
 
 @pytest.fixture
@@ -273,9 +305,9 @@ def operate(app: Any) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="module")
-def site(template: Any) -> Iterator[Site]:
+def site(template: Template) -> Iterator[Site]:
     """A running service with a device, for all tests of a module."""
-    with open_folder() as folder, clone(template, "site") as url, inhabited(folder, database_url=url) as site:
+    with open_folder() as folder, databases.clone(template) as url, inhabited(folder, database_url=url) as site:
         yield site
 
 

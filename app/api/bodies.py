@@ -16,8 +16,11 @@ from werkzeug.utils import cached_property
 
 from app.api import json_values, problems
 
-MAX_BODY = 1024 * 1024
+# Bytes of a body, inflated, and values in it. A value costs a hundred times its bytes to parse and to keep.
+MAX_BODY = 2 * 1024 * 1024
 MAX_BATCH = 8 * MAX_BODY
+MAX_VALUES = 20_000
+MAX_BATCH_VALUES = 100_000
 # Bytes that are inflated at a time.
 INFLATE_SIZE = 65536
 
@@ -113,11 +116,14 @@ def check_content_type(request: flask.Request) -> None:
 
 
 def parse(schema: Any, body: bytes) -> Any:
-    """The JSON value of a body, for a schema (app.api.fields.Schema). Raises Problem 400."""
+    """The JSON value of a body, for a schema (app.api.fields.Schema). Raises Problem 400 or 413."""
+    if json_values.has_more_values(body, schema.max_values):
+        detail = f"The body holds more than {schema.max_values} values."
+        raise problems.Problem(413, "content-too-large", "Content too large", detail)
     try:
         value, may_have_violations = json_values.parse(body)
     except ValueError:
-        raise problems.invalid({"json": {"_schema": ["Not valid JSON in UTF-8."]}}, "The body is not JSON.") from None
+        raise problems.invalid({"json": {"_schema": ["Not valid JSON."]}}, "The body is not JSON.") from None
     if may_have_violations:
         for message in schema.violations(value):
             raise problems.invalid({"json": {"_schema": [message]}})
@@ -125,7 +131,7 @@ def parse(schema: Any, body: bytes) -> Any:
 
 
 def load(schema: Any, body: bytes) -> Any:
-    """A body as its schema loads it. Raises Problem 400."""
+    """A body as its schema loads it. Raises Problem 400 or 413."""
     try:
         return schema.load(parse(schema, body))
     except ma.ValidationError as error:

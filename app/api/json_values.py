@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_DEPTH = 32
+MAX_INTEGER = 2**64 - 1
+MIN_INTEGER = -(2**63)
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
 
 class Violation:
@@ -30,20 +37,61 @@ class _Found(ValueError):
 
 
 def parse(body: bytes) -> tuple[Any, bool]:
-    """Parse JSON (RFC 8259).
+    """Parse JSON (RFC 8259). Bytes that are not UTF-8 become U+FFFD.
 
     Returns the value, and whether `violations` may find something in it: a number that is not finite or beyond 64 bits,
-    a duplicate key, nesting too deep. Raises ValueError for anything that is not JSON in UTF-8.
+    a duplicate key, nesting too deep. Raises ValueError for anything that is not JSON.
     """
-    text = body.decode("utf-8")
+    text = body.decode("utf-8", "replace")
     try:
-        try:
-            # Without 33 brackets there can't be 33 levels.
-            return _STRICT.decode(text), body.count(b"{") + body.count(b"[") > MAX_DEPTH
-        except _Found:
-            return _LOCATING.decode(text), True
+        # Without 33 brackets there can't be 33 levels.
+        return _STRICT.decode(text), body.count(b"{") + body.count(b"[") > MAX_DEPTH
+    except _Found:
+        return _locate(text), True
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        return _locate(_without_depths(text)), True
+
+
+def _locate(text: str) -> Any:
+    try:
+        return _LOCATING.decode(text)
+    except RecursionError:
+        return _LOCATING.decode(_without_depths(text))
+
+
+def _without_depths(text: str) -> str:
+    """The text with a Violation in the place of what is nested so deep that a recursive parser would give up.
+
+    Two levels more than allowed stay, so that a batch finds the item around it.
+    """
+    pieces: list[str] = []
+    depth = position = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        bracket = match[0]
+        if bracket in "[{":
+            depth += 1
+            if depth == MAX_DEPTH + 4:
+                pieces += (text[position : match.start()], _TOO_DEEP)
+        elif bracket in "]}":
+            if depth == MAX_DEPTH + 4:
+                position = match.end()
+            depth -= 1
+    if depth > 0 and depth >= MAX_DEPTH + 4:
+        raise ValueError("not closed")
+    pieces.append(text[position:])
+    return "".join(pieces)
+
+
+def has_more_values(body: bytes, limit: int) -> bool:
+    """Whether a JSON text holds more values than `limit`, told by its separators, without parsing it."""
+    if body.count(b",") + body.count(b"{") + body.count(b"[") <= limit:
+        return False
+    # A value comes with four quotes at most, two of its key and two of its own.
+    if body.count(b'"') - body.count(b'\\"') > 4 * limit + 4:
+        return True
+    # Separators in strings don't count.
+    text = _STRING.sub("", body.decode("latin-1"))
+    return text.count(",") + text.count("{") + text.count("[") > limit
 
 
 def violations(value: Any, max_depth: int = MAX_DEPTH) -> Iterator[str]:
@@ -89,7 +137,7 @@ def _decoder(violation: Callable[[str], Any]) -> json.JSONDecoder:
 
     def integer(text: str) -> Any:
         # 20 characters hold every 64-bit integer; longer ones would be costly to convert.
-        if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**63:
+        if len(text) <= 20 and MIN_INTEGER <= (number := int(text)) <= MAX_INTEGER:
             return number
         return violation("An integer is beyond 64 bits.")
 
@@ -97,8 +145,10 @@ def _decoder(violation: Callable[[str], Any]) -> json.JSONDecoder:
         number = float(text)
         return number if math.isfinite(number) else violation("A number is too large.")
 
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def members(pairs: list[tuple[str, Any]]) -> Any:
         object_ = dict(pairs)
+        if _TOO_DEEP_KEY in object_:
+            return Violation(f"Nested deeper than {MAX_DEPTH} levels.")
         if len(object_) != len(pairs):
             violation(DuplicateKeyDict.message)
             return DuplicateKeyDict(object_)
@@ -110,6 +160,11 @@ def _decoder(violation: Callable[[str], Any]) -> json.JSONDecoder:
         parse_float=fraction,
         parse_constant=lambda name: violation(f"{name} is not JSON."),
     )
+
+
+# An object that no client can send, since its key is random.
+_TOO_DEEP_KEY = secrets.token_hex(16)
+_TOO_DEEP = f'{{"{_TOO_DEEP_KEY}": 0}}'
 
 
 def _raise_found(message: str) -> Any:

@@ -6,10 +6,12 @@ import http
 import threading
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
 import marshmallow as ma
+import orjson
 import yaml
 from flask import Blueprint, Flask, Response, send_from_directory
 from flask_smorest import Api as SmorestApi
@@ -156,6 +158,13 @@ def init_app(app: Flask, blueprints: list[Any]) -> None:
     for blueprint in blueprints:
         api.register_blueprint(blueprint)
     app.extensions["api"] = api
+
+    @cache
+    def description() -> bytes:
+        return orjson.dumps(api.spec.to_dict())
+
+    # flask-smorest would make it anew for each request, and anybody may ask for it.
+    app.view_functions["api-docs.openapi_json"] = lambda: Response(description(), mimetype="application/json")
 
     pages = Blueprint("docs", __name__)
     folder = str(files("flask_swagger_ui") / "dist")

@@ -98,7 +98,6 @@ class Auth:
         if token is None:
             # This memory, whatever becomes of the keys while the token is verified.
             cached = self._remembered
-            limits.check_address()
             token = self._verify(text, time.time())
             while len(cached) >= max(1, self.settings.token_cache):
                 cached.pop(next(iter(cached)), None)
@@ -205,7 +204,10 @@ def require(*scopes: str, priority: float = CRITICAL, max_size: int = MAX_BODY) 
         @wraps(authorized)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             with acquire_slots(limits.admission, priority, max_size) as g.slots:
-                return authorized(*args, **kwargs)
+                try:
+                    return authorized(*args, **kwargs)
+                finally:
+                    charge_size(limits, g.slots)
 
         guarded.scopes = scopes  # type: ignore[attr-defined]
         answers = {"401": "Problem401", "403": "Problem403", "429": "Problem429", "503": "Problem503"}
@@ -219,11 +221,19 @@ def require(*scopes: str, priority: float = CRITICAL, max_size: int = MAX_BODY) 
 def apply_rate_limit(principal: Principal, limits: Limits, slots: Slots) -> None:
     """Count a request against its caller, and its slots as the caller's. Raises Problem 429."""
     if principal.allows(REGISTER):
-        # One enrolment serves many laptops: its requests count, its slots do not.
-        limits.count(principal.subject, principal.id)
+        # One enrolment serves many laptops: they share its rate, while each address has slots of its own.
+        limits.count_registration(principal.id)
+        slots.charge(f"{principal.id} {limits.address()}")
         return
-    limits.count(principal.subject, None)
-    slots.charge(principal.subject)
+    limits.count(principal.subject, slots.priority)
+    slots.charge(f"{principal.subject} {slots.priority}")
+
+
+def charge_size(limits: Limits, slots: Slots) -> None:
+    """Charge a large request to its device, whatever became of it: reading it cost as much."""
+    principal: Principal | None = g.get("principal")
+    if principal is not None and slots.is_large:
+        limits.charge(principal.subject, slots.priority, slots.cost)
 
 
 def principal() -> Principal:

@@ -85,7 +85,10 @@ def is_name(value: Any, longest: int = 256) -> bool:
 
 def _object(part: str) -> dict[str, Any]:
     try:
-        value, suspicious = json_values.parse(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
+        # A body's broken characters are mended, a token's are not.
+        decoded.decode("utf-8")
+        value, suspicious = json_values.parse(decoded)
     except (ValueError, binascii.Error):
         raise TokenRefused("Not a signed token.", "malformed") from None
     if not isinstance(value, dict) or (suspicious and any(json_values.violations(value))):

@@ -116,7 +116,7 @@ class ClientAssertion(JWTBearerClientAssertion):
         except jws.TokenRefused as refusal:
             g.setdefault("refused", refusal.reason)
             raise InvalidClientError(description=FAILED) from None
-        limits.count(str(claims.get("sub"))[:128], None)
+        limits.count(str(claims.get("sub"))[:128], "token")
         try:
             self._check(header, claims)
         except jws.TokenRefused as refusal:
@@ -260,6 +260,8 @@ def respond() -> Response:
     limits.check_address()
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
     with acquire_slots(limits.admission, NORMAL, MAX_FORM) as g.slots:
+        # Whoever sends slowly holds its slots for long: one address may not hold everybody's.
+        g.slots.charge(f"address {limits.address()}")
         response = endpoint.create_token_response()
     if response.status_code >= 400:
         limits.refused()

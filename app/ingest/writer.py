@@ -51,18 +51,20 @@ class Writer:
         # When each record type could last not be stored, unless it has been since.
         self._failed_at: dict[str, float] = {}
 
-    def write(self, record_type: RecordType, row: Row) -> Row:
+    def write(self, record_type: RecordType, row: Row, is_large: bool = False) -> Row:
         """Store one row and return its answer, after the commit. Concurrent calls share a statement and a commit.
 
-        Raises DatabaseError; after Unavailable the same row may be sent again.
+        is_large: large rows are stored one at a time, so that nobody waits in the same statement for a row that takes
+        the database long. Raises DatabaseError; after Unavailable the same row may be sent again.
         """
-        group = self._groups.get(record_type.name)
+        lane = f"{record_type.name} large" if is_large else record_type.name
+        group = self._groups.get(lane)
         if group is None:
             group = self._groups.setdefault(
-                record_type.name,
+                lane,
                 GroupCommit(
                     lambda rows: self._write_group(record_type, rows),
-                    max_rows=self.settings.set_rows,
+                    max_rows=1 if is_large else self.settings.set_rows,
                     max_waiting=self.settings.queue_rows,
                     timeout=self._timeout,
                     waited=partial(metrics.waited_in_queue, record_type.name),

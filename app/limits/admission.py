@@ -15,6 +15,8 @@ from app.api import problems
 CRITICAL, NORMAL, LOW = 1.0, 0.8, 0.5
 # A request takes one slot, and one more for each of so many bytes that it may hold in memory.
 SLOT_BYTES = 65536
+# Requests of a device's rate that each further slot costs.
+SLOT_COST = 4
 # Assumed compression ratio of a gzip body, until its size is known.
 GZIP_RATIO = 10
 # The share of a worker's slots that one caller may hold, and the slots that it may hold in any case. Otherwise a client
@@ -117,7 +119,7 @@ class Slots:
 
     def __init__(self, admission: Admission, priority: float, number: int) -> None:
         self._admission = admission
-        self._priority = priority
+        self.priority = priority
         self._caller = ""
         self._charged = 0
         admission.acquire(priority, number)
@@ -130,6 +132,16 @@ class Slots:
         self._admission.release(self._taken)
         if self._charged:
             self._admission.discharge(self._caller, self._charged)
+
+    @property
+    def cost(self) -> float:
+        """What their request cost beyond an ordinary one, in requests: by the size of its body."""
+        return (self._taken - 1) * SLOT_COST
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its body was larger than an ordinary one."""
+        return self._taken > 1
 
     def charge(self, caller: str) -> None:
         """Count them as this caller's. Raises Problem 429 when it holds too many."""
@@ -144,7 +156,7 @@ class Slots:
         if self._charged:
             self._admission.charge(self._caller, more, self._charged)
             self._charged += more
-        self._admission.acquire(self._priority, more, self._taken)
+        self._admission.acquire(self.priority, more, self._taken)
         self._taken += more
 
 

@@ -20,20 +20,21 @@ log = logging.getLogger(__name__)
 REDIS_SECONDS = 0.2
 REDIS_PAUSE_SECONDS = 5
 
-# KEYS[1]; ARGV: seconds between two requests, seconds of burst. Uses Redis' own clock, since hosts' clocks differ.
+# KEYS[1]; ARGV: seconds that this costs, seconds of burst, 1 when it is charged in any case. Uses the clock of Redis,
+# since hosts' clocks differ.
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local due = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0)) + ARGV[1]
 local wait = due - now - ARGV[2]
-if wait > 0 then return tostring(wait) end
+if wait > 0 and ARGV[3] == '0' then return tostring(wait) end
 redis.call('SET', KEYS[1], string.format('%.6f', due), 'PX', math.ceil((due - now) * 1000) + 1000)
 return '0'
 """
 
 
 class Rate:
-    """Requests per second of each key, with a burst of `burst_seconds` worth of them.
+    """Requests per second of each key, with a burst of `burst_seconds` worth of them. A large request costs several.
 
     The generic cell rate algorithm (ITU-T I.371): one time is kept for each key, when it has used up nothing. In memory
     each worker counts on its own; with Redis all workers count together.
@@ -67,6 +68,18 @@ class Rate:
         self._due[key] = due
         return 0.0
 
+    def charge(self, key: str, cost: float) -> None:
+        """Charge the cost of something that is done, in requests; the key's next requests wait for it."""
+        if not self._spacing or cost <= 0:
+            return
+        seconds = cost * self._spacing
+        if (
+            self._redis is None
+            or self._redis.take(f"watchpost:{self._name}:{key}", seconds, self._burst, is_charge=True) is None
+        ):
+            now = time.monotonic()
+            self._due[key] = max(now, self._used_until(key, now)) + seconds
+
     def wait(self, key: str) -> float:
         """Seconds that this key has to wait according to this worker's own count; 0 when it need not."""
         now = time.monotonic()
@@ -90,12 +103,12 @@ class Redis:
         self._script = self._client.register_script(_TAKE)
         self._away_until = 0.0
 
-    def take(self, key: str, spacing: float, burst: float) -> float | None:
-        """Count one request; None while Redis is away."""
+    def take(self, key: str, seconds: float, burst: float, is_charge: bool = False) -> float | None:
+        """Count what costs so many seconds of a rate; None while Redis is away. is_charge: whatever is left of it."""
         if time.monotonic() < self._away_until:
             return None
         try:
-            return float(cast(Any, self._script(keys=[key], args=[spacing, burst])))
+            return float(cast(Any, self._script(keys=[key], args=[seconds, burst, int(is_charge)])))
         except self._failures as error:
             self._away_until = time.monotonic() + REDIS_PAUSE_SECONDS
             log.warning(
@@ -107,9 +120,9 @@ class Redis:
 class Limits:
     """All limits of one worker.
 
-    devices: requests of a device. enrollments: registrations with an enrolment. addresses: refused tokens and
-    assertions of an address, so that guessing is slow. A caller whose token is known to be valid is never refused for
-    what its neighbours at the same address send.
+    devices: requests of a device, apart for each priority, so that a flood of prompts holds up no compliance event.
+    enrollments: registrations with an enrolment. addresses: refused tokens and assertions of an address, so that
+    guessing is slow; a valid token is never refused for what its neighbours at the same address send.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -137,10 +150,18 @@ class Limits:
         if wait := self.addresses.wait(self.address()):
             raise problems.too_many(wait)
 
-    def count(self, device_id: str, enrollment_id: str | None) -> None:
-        """Count a request of a device, or a registration with an enrolment. Raises Problem 429."""
-        wait = self.devices.take(device_id) if enrollment_id is None else self.enrollments.take(enrollment_id)
-        if wait:
+    def count(self, caller: str, lane: object) -> None:
+        """Count a request of a caller in one of its lanes: a priority, or the token endpoint. Raises Problem 429."""
+        if wait := self.devices.take(f"{caller} {lane}"):
+            raise problems.too_many(wait)
+
+    def charge(self, caller: str, lane: object, cost: float) -> None:
+        """Charge a served request that cost more than one, in requests."""
+        self.devices.charge(f"{caller} {lane}", cost)
+
+    def count_registration(self, enrollment_id: str) -> None:
+        """Count a registration with an enrolment. Raises Problem 429."""
+        if wait := self.enrollments.take(enrollment_id):
             raise problems.too_many(wait)
 
     def refused(self) -> None:

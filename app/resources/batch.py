@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import marshmallow as ma
-from flask import jsonify
+from flask import g, jsonify
 
 from app.api import fields, problems
-from app.api.bodies import MAX_BATCH, Blueprint
+from app.api.bodies import MAX_BATCH, MAX_BATCH_VALUES, Blueprint
 from app.api.json_values import MAX_DEPTH, DuplicateKeyDict, violations
 from app.api.openapi import refusals
 from app.api.scopes import WRITE
@@ -19,6 +19,7 @@ from app.ingest.record_types import RecordType, batch_types
 from app.ingest.records import Row
 from app.ingest.writer import writer
 from app.limits.admission import NORMAL
+from app.limits.rates import limits
 from app.resources.devices import DEVICE_HEARTBEAT
 from app.resources.prompts import PROMPT
 from app.telemetry import metrics
@@ -26,6 +27,8 @@ from app.telemetry import metrics
 blp = Blueprint("batch", __name__, url_prefix="/api", description="What an agent spooled while it was offline.")
 
 MAX_ITEMS = 1000
+# Requests of a device's rate that each item after the first costs.
+ITEM_COST = 0.2
 EXAMPLE = {
     "items": [{"type": record_type.name, "body": record_type.example} for record_type in (DEVICE_HEARTBEAT, PROMPT)]
 }
@@ -62,6 +65,7 @@ class BatchRequest(fields.Schema):
     items = Items(required=True)
 
     max_size = MAX_BATCH
+    max_values = MAX_BATCH_VALUES
 
     def violations(self, value: Any) -> Iterator[str]:
         """What is wrong outside of the items."""
@@ -107,6 +111,7 @@ def _store(items: list[Any], principal: Principal) -> list[dict[str, Any]]:
             rows[record_type].append((index, row))
         except problems.Problem as problem:
             results[index] = _refused(problem, _item_id(item))
+    limits.charge(principal.subject, g.slots.priority, (len(items) - 1) * ITEM_COST)
     batch = [(record_type, indexed) for record_type, indexed in rows.items() if indexed]
     answers = writer.write_batch([(record_type, [row for _, row in indexed]) for record_type, indexed in batch])
     for (record_type, indexed), stored in zip(batch, answers, strict=True):

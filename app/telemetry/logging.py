@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
 import sys
 import time
 import traceback
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from gevent import monkey
 
 # What no line shows need not be found out for each of them.
 logging.logThreads = False
@@ -52,10 +54,43 @@ def write(logger: str, message: str, fields: dict[str, Any]) -> None:
         _write(_line(time.time(), "info", logger, message, fields))
 
 
-def _write(line: str) -> None:
-    # In one piece, so that lines of several processes don't mix.
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+class _Output:
+    """Standard error, which never blocks: a line that its reader has no room for is dropped and counted.
+
+    A pipe that poll(2) calls writable takes 4096 bytes at once (POSIX, PIPE_BUF): several processes' lines.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._poll: Any = None
+        self._dropped = 0
+
+    def write(self, line: str) -> None:
+        stream = sys.stderr
+        if stream is None:
+            # It was closed before the process began.
+            return
+        if stream is not self._stream:
+            self._watch(stream)
+        if self._poll is not None and not self._poll.poll(0):
+            self._dropped += 1
+            return
+        if self._dropped:
+            fields, self._dropped = {"lines": self._dropped}, 0
+            line = f"{_line(time.time(), 'warning', 'watchpost.logging', 'dropped log lines', fields)}\n{line}"
+        # In one piece, so that lines of several processes don't mix.
+        stream.write(line + "\n")
+        stream.flush()
+
+    def _watch(self, stream: Any) -> None:
+        self._stream, self._poll = stream, None
+        with contextlib.suppress(OSError, ValueError):
+            poll = monkey.get_original("select", "poll")()
+            poll.register(stream.fileno(), select.POLLOUT)
+            self._poll = poll
+
+
+_write = _Output().write
 
 
 def _line(moment: float, level: str, logger: str, message: str, fields: dict[str, Any]) -> str:

@@ -10,9 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 from joserfc.jwk import OKPKey, RSAKey
 
-from tests.conftest import TOKEN_ENDPOINT
 from tests.resilience.enumeration import mann_whitney
-from tests.support.agent import Agent
+from tests.support.agent import TOKEN_ENDPOINT, Agent
 
 
 def said(answer: Any) -> tuple[int, list[tuple[str, str]], str]:

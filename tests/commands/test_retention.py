@@ -21,10 +21,9 @@ import pytest
 from app.application import create_app
 from app.commands import pages
 from config.settings import Settings
-from tests.server.test_service import wait_for
 from tests.support.agent import Agent
 from tests.support.checks import at_once
-from tests.support.service import ROOT
+from tests.support.service import ROOT, wait_for
 
 commands = importlib.import_module("app.commands.retention")
 Rows = Callable[..., list[dict[str, Any]]]

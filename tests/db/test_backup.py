@@ -22,9 +22,8 @@ from app.db.statements import statement
 from app.dev import embedded
 from config.settings import load
 from tests import demo
-from tests.server.test_service import prompt, registered, token_of
 from tests.support.seed import fill
-from tests.support.service import ROOT, Service, free_port, serving
+from tests.support.service import ROOT, Service, free_port, prompt, registered, serving, token_of
 
 # The machine does not crash meanwhile.
 QUICK = "fsync = off\nautovacuum = off\n"

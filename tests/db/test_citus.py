@@ -14,8 +14,7 @@ import psycopg
 import pytest
 
 from app.db.plans import examples
-from app.db.statements import FOLDER, statement
-from tests.db.test_sql import NAMES
+from app.db.statements import FOLDER, names, statement
 
 CITUS = (Path(FOLDER).parent / "config" / "citus.sql").read_text(encoding="utf-8")
 SPREAD = dict(re.findall(r"create_distributed_table\('(\w+)', '(\w+)'", CITUS))
@@ -115,9 +114,9 @@ BREAKS_TEXT = {
 @pytest.fixture(scope="module")
 def spread(template: Any) -> Iterator[psycopg.Connection[Any]]:
     """A migrated database to which config/citus.sql was applied."""
-    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    url = template.url("{}")
     with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE citus TEMPLATE {template.template_dbname}")
+        admin.execute(f"CREATE DATABASE citus TEMPLATE {template.name}")
         try:
             with psycopg.connect(url.format("citus"), autocommit=True) as connection:
                 connection.execute(CITUS_ITSELF)
@@ -164,7 +163,7 @@ def test_a_rule_of_the_catalog_catches_what_it_is_for(spread: psycopg.Connection
 
 
 @pytest.mark.parametrize("rule", TEXT)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_no_statement_says_what_citus_refuses(name: str, rule: str) -> None:
     text = statement(name).text
     if not re.search(rf"\b{SPREAD_TABLE}", text) and "enrollments" not in text:
@@ -202,7 +201,7 @@ def careful(spread: psycopg.Connection[Any]) -> Iterator[Callable[[str], None]]:
     spread.execute("DROP OWNED BY careful; DROP ROLE careful")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_no_statement_updates_a_distribution_column(careful: Callable[[str], None], name: str) -> None:
     careful(statement(name).text)
 

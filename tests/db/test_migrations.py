@@ -41,7 +41,7 @@ ORDER BY 1, 2
 @pytest.fixture
 def empty_url(template: Any) -> Iterator[str]:
     """A database without a schema."""
-    base = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    base = template.url("{}")
     with psycopg.connect(base.format("postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE empty")
         try:

@@ -22,10 +22,9 @@ from flask.testing import FlaskClient
 from app.db import migrations, partitions
 from app.db.statements import statement
 from config.settings import Settings
-from tests.server.test_service import registered, wait_for
 from tests.support.agent import Agent
 from tests.support.checks import at_once
-from tests.support.service import ROOT, Service, as_role, serving
+from tests.support.service import ROOT, Service, as_role, registered, serving, wait_for
 
 Rows = Callable[..., list[dict[str, Any]]]
 
@@ -549,10 +548,10 @@ sys.exit(keeper.main())
 @pytest.fixture(scope="module", params=["not analyzed", "analyzed"])
 def months(request: pytest.FixtureRequest, template: Any) -> Iterator[psycopg.Connection[Any]]:
     """Fourteen months, the last and all coming ones, with 2,000 rows each, and as many strays."""
-    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    url = template.url("{}")
     database = f"partitions_{len(request.param)}"
     with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.template_dbname}")
+        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.name}")
         try:
             partitions.ensure(url.format(database), 12)
             with psycopg.connect(url.format(database), autocommit=True, prepare_threshold=None) as connection:

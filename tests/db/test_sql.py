@@ -198,9 +198,9 @@ def faults_of(tables: Tables, name: str, is_empty: bool) -> Iterator[str]:
 @contextmanager
 def tables(template: Any, state: str) -> Iterator[Tables]:
     database = f"plans_{state.split()[-1]}"
-    url = f"postgresql://{template.user}@/{{}}?host={template.host}&port={template.port}"
+    url = template.url("{}")
     with psycopg.connect(url.format("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.template_dbname}")
+        admin.execute(f"CREATE DATABASE {database} TEMPLATE {template.name}")
         try:
             with psycopg.connect(url.format(database), autocommit=True) as connection:
                 if state != "empty":

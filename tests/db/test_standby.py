@@ -17,9 +17,8 @@ import pytest
 
 from app.db import migrations
 from app.dev import embedded
-from tests.server.test_service import prompt, registered, servers_of, wait_for
 from tests.support.agent import Agent
-from tests.support.service import Service, as_role, serving
+from tests.support.service import Service, as_role, prompt, registered, servers_of, serving, wait_for
 
 # Durable, unlike the other tests' server: what is counted here must survive a crash.
 PRIMARY = "wal_level = replica\nmax_wal_senders = 4\nhot_standby = on\n"

@@ -19,9 +19,8 @@ from app.db import migrations
 from app.dev import embedded
 from app.ingest import writer
 from config.settings import Settings
-from tests.server.test_service import wait_for
 from tests.support.agent import Agent
-from tests.support.service import as_role
+from tests.support.service import as_role, wait_for
 
 
 def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
@@ -60,6 +59,12 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
         migrations.apply(url)
         settings = replace(settings, database_url=as_role(url, "writer"), owner_database_url=as_role(url, "owner"))
     return settings
+
+
+@pytest.fixture
+def device(register: Callable[..., Agent]) -> Agent:
+    """Registered here, since a server of the test's own has no device."""
+    return register()
 
 
 @pytest.fixture

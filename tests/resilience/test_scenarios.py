@@ -1,4 +1,4 @@
-"""The quick part of the battery of faults: each fault once, with little load, on one machine."""
+"""The resilience scenarios in short: each fault once, with little load, on one machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from tests.resilience import Plan, clocks, kills, network, power, restarts, soak
 from tests.resilience.machine import machine
 
 
-def test_what_the_battery_finds_is_as_it_has_to_be(folder: Path) -> None:
+@pytest.mark.timeout(900)
+def test_every_resilience_scenario_passes_with_little_load(folder: Path) -> None:
     plan = Plan(rounds=1, minutes=0.05, folder=folder, rows=100)
     with machine(folder / "machine") as computer:
         # The last of them leaves a server that loses rows.
-        for chapter in (soak, clocks, network, restarts, kills):
-            findings = list(chapter.on(computer, plan))
+        for scenario in (soak, clocks, network, restarts, kills):
+            findings = list(scenario.on(computer, plan))
             assert findings
             assert [finding for finding in findings if finding.passed is False] == []
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.resources.test_extension import TimelessTests
-from tests.resources.test_prompts import (
+from tests.support.contracts import TimelessReportContract
+from tests.support.values import (
     HOSTILE,
     NESTED,
     NOT_IDENTIFIER,
@@ -32,7 +32,7 @@ NOT_EVENT_TYPE = [
 ]
 
 
-class TestComplianceEvent(TimelessTests):
+class TestComplianceEvent(TimelessReportContract):
     path = "/api/compliance/event"
     scope = "compliance:write"
     table = "compliance_events"

@@ -65,8 +65,8 @@ UUID = (
     | but("", "0", "g" * 36, "{00000000-0000-4000-8000-000000000000}", "0" * 32, "urn:uuid:" + str(uuid.UUID(int=0)), 7)
     | st.sampled_from(WRONG_TYPES)
 )
-OBJECT = fine({}, {"": ""}, {"a": [1, {"b": None}]}, {"n": 2**63 - 1, "m": -(2**63), "f": 1.5e300}) | but(
-    [], "text", 7, True, {"n": 2**63}, {"n": -(2**63) - 1}, {"n": float("nan")}, {"n": float("inf")}
+OBJECT = fine({}, {"": ""}, {"a": [1, {"b": None}]}, {"n": 2**64 - 1, "m": -(2**63), "f": 1.5e300}) | but(
+    [], "text", 7, True, {"n": 2**64}, {"n": -(2**63) - 1}, {"n": float("nan")}, {"n": float("inf")}
 )
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from app.application import create_app
 from tests.support.agent import Agent
-from tests.support.service import Service, serving
+from tests.support.service import Service, enrolled, serving
 
 
 def read(service: Service, token: str) -> str:
@@ -129,8 +129,8 @@ def test_metrics_are_there_while_the_database_is_away(settings, bearer) -> None:
 
 def test_every_worker_is_counted_whichever_answers(folder: Path, database_url: str) -> None:
     with serving(folder, database_url=database_url) as service:
-        enrollment = service.flask("enrollment", "create", "--label", "l", "--max-uses", "5", "--expires-in", "1h")
-        reader = service.flask("token", "create", "--subject", "p", "--scope", "metrics:read", "--expires-in", "1h")
+        enrollment = enrolled(service)
+        reader = service.operate("token", "create", "--subject", "p", "--scope", "metrics:read", "--expires-in", "1h")
         agent = Agent()
         assert service.post("/api/devices/register", agent.registration(), enrollment).status == 201
         form = urllib.parse.urlencode(agent.token_request(service.url)).encode()

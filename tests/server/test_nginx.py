@@ -17,9 +17,8 @@ from app.api import bodies
 from app.server import connection
 from tests.resilience import Plan, proxy
 from tests.resilience.machine import machine
-from tests.server.test_service import prompt, registered
 from tests.support import nginx
-from tests.support.service import Service, serving
+from tests.support.service import Service, prompt, registered, serving
 
 pytestmark = pytest.mark.skipif(nginx.PROGRAM is None, reason=nginx.MISSING)
 

@@ -25,38 +25,18 @@ from app.dev import embedded
 from app.server import connection
 from config import gunicorn
 from config.settings import SettingError, Settings, load
-from tests.support.agent import Agent
-from tests.support.service import ROOT, Service, as_role, serving
+from tests.support.service import (
+    ROOT,
+    Service,
+    as_role,
+    prompt,
+    registered,
+    servers_of,
+    serving,
+    token_of,
+    wait_for,
+)
 from tests.support.site import Site, faults
-
-
-def token_of(service: Service, agent: Agent) -> str:
-    form = urllib.parse.urlencode(agent.token_request(service.url)).encode()
-    kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    return str(service.post("/api/auth/token", form, **kind).json["access_token"])
-
-
-def registered(service: Service) -> tuple[Agent, str]:
-    enrollment = service.flask("enrollment", "create", "--label", "l", "--max-uses", "5", "--expires-in", "1h")
-    agent = Agent()
-    assert service.post("/api/devices/register", agent.registration(), enrollment).status == 201
-    return agent, token_of(service, agent)
-
-
-def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
-    now = int(time.time() * 1000)
-    body = {"device_id": agent.device_id, "instance_id": "i", "site": "s", "url": "u", "prompt": "p", "timestamp": now}
-    return {**body, **more}
-
-
-def servers_of(folder: Path) -> list[psutil.Process]:
-    """The PostgreSQL servers that run in this folder."""
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        line = process.info["cmdline"] or []
-        if process.info["name"] == "postgres" and any(str(folder) in word for word in line):
-            found.append(process)
-    return found
 
 
 def kill_servers(folder: Path) -> None:
@@ -66,13 +46,6 @@ def kill_servers(folder: Path) -> None:
         server.kill()
     # One of its processes may outlive it for a moment, and answer.
     wait_for(lambda: bool(set(servers_of(folder)) - set(killed)))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_fresh_start_makes_everything_and_a_second_start_uses_it_again(folder: Path) -> None:
@@ -243,12 +216,12 @@ def test_a_revocation_and_a_key_rotation_take_effect_on_the_next_request_of_any_
         agent, token = registered(service)
         for _ in range(8):
             assert service.post("/api/prompt", prompt(agent), token).status in (200, 201)
-        service.flask("keys", "rotate")
+        service.operate("keys", "rotate")
         assert service.post("/api/prompt", prompt(agent), token_of(service, agent)).status in (200, 201)
         assert service.post("/api/prompt", prompt(agent), token).status in (200, 201)
-        service.flask("device", "revoke", agent.device_id)
+        service.operate("device", "revoke", agent.device_id)
         assert [service.post("/api/prompt", prompt(agent), token).status for _ in range(8)] == [403] * 8
-        service.flask("device", "restore", agent.device_id)
+        service.operate("device", "restore", agent.device_id)
         assert service.post("/api/prompt", prompt(agent), token).status == 201
 
 

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.support.agent import Agent
-from tests.support.service import ROOT, Service, serving
+from tests.support.service import ROOT, Service, enrolled, serving
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -94,7 +94,7 @@ def attributes(span: Span) -> dict[str, Any]:
 
 def registered(service: Service, agent: Agent) -> tuple[str, str, str]:
     """Its enrolment, assertion and access token."""
-    enrollment = service.flask("enrollment", "create", "--label", "l", "--max-uses", "5", "--expires-in", "1h")
+    enrollment = enrolled(service)
     assert service.post("/api/devices/register", agent.registration(), enrollment).status == 201
     form = agent.token_request(service.url)
     kind = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -11,6 +11,9 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+# Of the application that tests call in their own process.
+ISSUER = "http://watchpost.test"
+TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
 ALGORITHMS = {"EC": "ES256", "RSA": "RS256", "OKP": "EdDSA"}
 
 

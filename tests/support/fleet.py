@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 from tests.support.agent import Agent
-from tests.support.service import Service
+from tests.support.service import Service, enrolled
 
 # Which columns are the content of a row, and the field that is its id.
 CONTENT = {
@@ -191,9 +191,7 @@ class Fleet:
         self._over = threading.Event()
         self._given_up = threading.Event()
         self._errors: list[BaseException] = []
-        enrollment = service.flask(
-            "enrollment", "create", "--label", "fleet", "--max-uses", str(size), "--expires-in", "1d"
-        )
+        enrollment = enrolled(service, size)
         self._members = []
         for _ in range(size):
             agent = Agent()

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,7 +20,10 @@ from urllib.parse import quote, urlencode
 import psutil
 import psycopg
 
+from app.application import create_app
+from config.settings import load
 from tests.support import pgbouncer
+from tests.support.agent import Agent
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the whole run has in common.
@@ -124,8 +127,18 @@ class Service:
             with error:
                 return Answer(error.code, error.headers, error.read())
 
+    def operate(self, *arguments: str) -> str:
+        """Run an operator's command in this process and return what it printed."""
+        app = create_app(load(self.environment))
+        try:
+            result = app.test_cli_runner().invoke(args=arguments)
+            assert result.exit_code == 0, result.output
+            return str(result.stdout).strip()
+        finally:
+            app.extensions["db"].close()
+
     def flask(self, *arguments: str) -> str:
-        """Run an operator's command beside the service and return what it printed."""
+        """The same in a process of its own, which takes a second longer, as an operator does."""
         command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -142,6 +155,50 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def enrolled(service: Service, uses: int = 5) -> str:
+    """An enrolment's token."""
+    uses_and_end = ["--max-uses", str(uses), "--expires-in", "1d"]
+    return service.operate("enrollment", "create", "--label", "tests", *uses_and_end)
+
+
+def token_of(service: Service, agent: Agent) -> str:
+    """An access token for a registered agent."""
+    form = urlencode(agent.token_request(service.url)).encode()
+    content_type = {"Content-Type": "application/x-www-form-urlencoded"}
+    return str(service.post("/api/auth/token", form, **content_type).json["access_token"])
+
+
+def registered(service: Service) -> tuple[Agent, str]:
+    """A new device and its access token."""
+    agent = Agent()
+    assert service.post("/api/devices/register", agent.registration(), enrolled(service)).status == 201
+    return agent, token_of(service, agent)
+
+
+def prompt(agent: Agent, **more: Any) -> dict[str, Any]:
+    """The body of POST /api/prompt."""
+    now = int(time.time() * 1000)
+    body = {"device_id": agent.device_id, "instance_id": "i", "site": "s", "url": "u", "prompt": "p", "timestamp": now}
+    return {**body, **more}
+
+
+def servers_of(folder: Path) -> list[psutil.Process]:
+    """The PostgreSQL servers that run in this folder."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        line = process.info["cmdline"] or []
+        if process.info["name"] == "postgres" and any(str(folder) in word for word in line):
+            found.append(process)
+    return found
 
 
 @contextlib.contextmanager

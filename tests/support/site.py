@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from app.dev import embedded
 from tests.support.agent import Agent
-from tests.support.service import Service, serving
+from tests.support.service import Service, enrolled, serving
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -33,7 +33,7 @@ def inhabited(folder: Path, **settings: Any) -> Iterator[Site]:
     # A machine that stalls for some seconds is no fault of the service.
     settings = {"pool_wait_seconds": 30, "statement_timeout_ms": 60_000, **settings}
     with serving(folder, **settings) as service:
-        enrollment = service.flask("enrollment", "create", "--label", "l", "--max-uses", "100000", "--expires-in", "1d")
+        enrollment = enrolled(service, 100_000)
         agent = Agent()
         answer = service.post("/api/devices/register", agent.registration(), enrollment)
         assert answer.status == 201, answer.body
