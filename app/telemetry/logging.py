@@ -62,7 +62,7 @@ class _Output:
 
     def __init__(self) -> None:
         self._stream: Any = None
-        self._poll: Any = None
+        self._descriptor: int | None = None
         self._dropped = 0
 
     def write(self, line: str) -> None:
@@ -72,7 +72,7 @@ class _Output:
             return
         if stream is not self._stream:
             self._watch(stream)
-        if self._poll is not None and not self._poll.poll(0):
+        if self._descriptor is not None and not _is_writable(self._descriptor):
             self._dropped += 1
             return
         if self._dropped:
@@ -83,11 +83,16 @@ class _Output:
         stream.flush()
 
     def _watch(self, stream: Any) -> None:
-        self._stream, self._poll = stream, None
+        self._stream, self._descriptor = stream, None
         with contextlib.suppress(OSError, ValueError):
-            poll = monkey.get_original("select", "poll")()
-            poll.register(stream.fileno(), select.POLLOUT)
-            self._poll = poll
+            self._descriptor = stream.fileno()
+
+
+def _is_writable(descriptor: int) -> bool:
+    # gevent's own poll would let other greenlets run.
+    poll = monkey.get_original("select", "poll")()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 _write = _Output().write

@@ -252,7 +252,8 @@ def test_a_key_given_twice_is_refused(send, with_member, body_of, nothing_stored
 @pytest.mark.parametrize("brackets", ["[", '{"a":', '[{"a":'])
 @every_route
 def test_100000_brackets_that_never_close_are_refused(send, path, brackets):
-    assert problem(send(path, brackets * 100_000), 400)
+    answer = send(path, brackets * 100_000)
+    assert problem(answer, 400) or problem(answer, 413)
 
 
 @every_route
