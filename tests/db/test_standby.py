@@ -110,7 +110,7 @@ class Writer(threading.Thread):
         wait_for(lambda: len(self.acknowledged) >= wanted)
 
 
-def test_a_promoted_standby_has_all_that_was_acknowledged_and_the_service_goes_on(pair: Pair) -> None:
+def test_after_a_failover_the_promoted_standby_has_all_that_was_acknowledged(pair: Pair) -> None:
     with serving(pair.folder, **pair.settings) as service:
         agent, token = registered(service)
         writers = [Writer(service, agent, token) for _ in range(4)]
