@@ -40,24 +40,24 @@ def shared(store: Store, **limits: Any) -> GroupCommit[int, int]:
 
 def queued(commit: GroupCommit[int, int], amount: int) -> None:
     """Return when so many rows wait behind the set that is running."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(commit._queue) < amount:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
 def test_a_leader_waits_briefly_for_as_many_rows_as_the_previous_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 20)
+    monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 120)
     store = Store()
     commit = shared(store)
     commit._expected = 3
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(commit.submit, row) for row in range(3)]
         # Who is alone next is expected to come with two others, but nobody is waited for longer than the limit.
-        assert sorted(answer.result(19) for answer in answers) == [0, 10, 20]
+        assert sorted(answer.result(60) for answer in answers) == [0, 10, 20]
         assert [len(rows) for rows in store.sets] == [3]
         monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 0.01)
-        assert threads.submit(commit.submit, 4).result(10) == 40
+        assert threads.submit(commit.submit, 4).result(60) == 40
         assert [len(rows) for rows in store.sets] == [3, 1]
         assert commit._expected == 1
 
@@ -143,7 +143,7 @@ def test_a_leader_that_fails_fails_its_batch_and_the_next_one_leads() -> None:
     commit: GroupCommit[int, int] = GroupCommit(run, max_rows=10, max_waiting=10, timeout=60)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(commit.submit, 0)
-        entered.wait(10)
+        entered.wait(60)
         second = threads.submit(commit.submit, 1)
         while not commit._queue:
             time.sleep(0.001)
@@ -300,7 +300,7 @@ def test_overlapping_batches_from_several_processes_never_deadlock(
         process.start()
     statuses = [status for _ in processes for status in out.get(timeout=300)]
     for process in processes:
-        process.join(30)
+        process.join(60)
     assert set(statuses) <= {200, 201}
     assert statuses.count(201) == 60 + 60
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 60}]

@@ -154,7 +154,7 @@ class Service:
         """End all that is left of it, for tests that end in any way."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
