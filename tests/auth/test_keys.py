@@ -74,7 +74,7 @@ def kid_of(headers: dict[str, str]) -> str:
     return jws.extract_compact(headers["Authorization"].removeprefix("Bearer ").encode()).headers()["kid"]
 
 
-def test_the_first_use_makes_a_file_that_only_the_service_can_read(tmp_path: Path) -> None:
+def test_the_first_use_creates_a_private_signing_key_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "keys.json"
     SigningKeys(path).ensure()
     assert mode(path) == 0o600
@@ -82,7 +82,7 @@ def test_the_first_use_makes_a_file_that_only_the_service_can_read(tmp_path: Pat
     assert (key["kty"], key["crv"], key["alg"]) == ("EC", "P-256", "ES256")
 
 
-def test_the_file_stays_private_whatever_is_done(file: Path, command: Command) -> None:
+def test_the_signing_key_file_stays_private_after_each_command(file: Path, command: Command) -> None:
     file.chmod(0o644)
     kid = json.loads(file.read_text())["keys"][0]["kid"]
     command("keys", "rotate")
@@ -91,19 +91,19 @@ def test_the_file_stays_private_whatever_is_done(file: Path, command: Command) -
     assert mode(file) == 0o600
 
 
-def test_no_private_key_lies_about_after_a_rotation(file: Path, command: Command) -> None:
+def test_a_key_rotation_leaves_no_private_key_behind(file: Path, command: Command) -> None:
     command("keys", "rotate")
     others = [path for path in file.parent.iterdir() if path != file and path.is_file()]
     assert [path.name for path in others if '"d"' in path.read_text(errors="replace")] == []
 
 
-def test_keys_that_are_there_stay(file: Path) -> None:
+def test_existing_signing_keys_are_kept(file: Path) -> None:
     before = file.read_bytes()
     SigningKeys(file).ensure()
     assert file.read_bytes() == before
 
 
-def test_rotations_at_once_lose_no_key(tmp_path: Path) -> None:
+def test_concurrent_key_rotations_lose_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: SigningKeys(path).rotate(), range(8)))
@@ -111,7 +111,7 @@ def test_rotations_at_once_lose_no_key(tmp_path: Path) -> None:
     assert len(set(made)) == 8
 
 
-def test_many_that_start_at_once_make_one_key(tmp_path: Path) -> None:
+def test_concurrent_starts_create_one_signing_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: SigningKeys(path).ensure(), range(8)))
@@ -155,7 +155,7 @@ def test_after_a_rotation_the_new_key_signs_and_old_tokens_stay_valid(
     assert rows("SELECT last_heartbeat IS NOT NULL AS seen FROM devices") == [{"seen": True}]
 
 
-def test_another_worker_sees_a_rotation_at_once(
+def test_another_worker_sees_a_key_rotation_at_once(
     device: Agent,
     headers: dict[str, str],
     access: Callable[..., dict[str, str]],

@@ -146,16 +146,14 @@ def test_a_command_that_is_called_wrongly_exits_with_2(arguments: tuple[str, ...
 @pytest.mark.parametrize("more", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize("name", ["show", "revoke", "restore", "forget-key"])
 @pytest.mark.parametrize("device_id", ["nobody", "", "no body", "a\nb", "\x1b[2J", "\udcff", "é" * 200])
-def test_a_device_that_there_is_not_exits_with_1(
-    name: str, device_id: str, more: tuple[str, ...], run: Run, rows: Rows
-) -> None:
+def test_an_unknown_device_exits_with_1(name: str, device_id: str, more: tuple[str, ...], run: Run, rows: Rows) -> None:
     result = run("device", name, *more, "--", device_id)
     assert_failed(result, 1)
     assert "\x1b" not in result.stderr
     assert rows("SELECT device_id FROM devices") == []
 
 
-def test_an_enrolment_that_there_is_not_exits_with_1(run: Run) -> None:
+def test_an_unknown_enrolment_exits_with_1(run: Run) -> None:
     assert_failed(run("enrollment", "revoke", NOBODY), 1)
 
 
@@ -223,7 +221,7 @@ def test_uses_are_a_number_of_at_least_one(max_uses: str, run: Run, rows: Rows) 
 @pytest.mark.parametrize(
     "given", ["5", "0d", "-1d", "1.5h", "1y", "d", "", " 1d", "1d ", "1D", "\uff11d", "3651d", "9" * 99]
 )
-def test_what_is_no_duration_is_refused(given: str, run: Run, rows: Rows) -> None:
+def test_an_invalid_duration_is_refused(given: str, run: Run, rows: Rows) -> None:
     assert_failed(run("enrollment", "create", "--label", "x", "--max-uses", "1", f"--expires-in={given}"), 2)
     assert_failed(run("token", "create", "--subject", "x", "--scope", "prompts:read", f"--expires-in={given}"), 2)
     assert rows("SELECT enrollment_id FROM enrollments") == []
@@ -239,7 +237,7 @@ def test_durations_have_a_unit(given: str, seconds: int, done: Done) -> None:
     assert enrolment["exp"] - enrolment["iat"] == token["exp"] - token["iat"] == seconds
 
 
-def test_the_list_counts_uses_and_shows_the_newest_first(
+def test_enrollment_list_counts_uses_and_shows_the_newest_first(
     done: Done, enrollment: Callable[..., str], join: Callable[..., int]
 ) -> None:
     first, second = enrollment(label="first", max_uses=5), enrollment(label="second")
@@ -260,7 +258,7 @@ def test_lists_of_nothing_are_a_heading_and_an_empty_list(done: Done) -> None:
     assert [json.loads(done(name, "list", "--json")) for name in ("enrollment", "device")] == [[], []]
 
 
-def test_the_list_shows_no_token(done: Done, enrollment: Callable[..., str]) -> None:
+def test_enrollment_list_shows_no_token(done: Done, enrollment: Callable[..., str]) -> None:
     token = enrollment()
     assert token not in done("enrollment", "list") + done("enrollment", "list", "--json")
 
@@ -330,7 +328,7 @@ HOSTILE = "evil\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e\u200b\x00\ud800end"
 
 
 @pytest.mark.parametrize("field", ["hostname", "os", "browsers"])
-def test_what_a_device_reports_does_not_steer_the_terminal(
+def test_device_metadata_can_not_inject_terminal_escapes(
     field: str, done: Done, register: Callable[..., Agent]
 ) -> None:
     agent = register(Agent("hostile"), **{field: [HOSTILE] if field == "browsers" else HOSTILE})
@@ -343,7 +341,7 @@ def test_what_a_device_reports_does_not_steer_the_terminal(
     assert len(shown.splitlines()) == 11
 
 
-def test_a_label_does_not_steer_the_terminal(done: Done) -> None:
+def test_an_enrolment_label_can_not_inject_terminal_escapes(done: Done) -> None:
     done("enrollment", "create", "--label", "evil\x1b[2J\nend", "--max-uses", "1", "--expires-in", "1d")
     listed = done("enrollment", "list")
     assert "\x1b" not in listed
@@ -438,7 +436,7 @@ def test_every_scope_for_reading_can_be_given(scope: str, done: Done) -> None:
         "*",
     ],
 )
-def test_no_other_scope_is_given_away(scope: str, run: Run) -> None:
+def test_token_create_refuses_any_other_scope(scope: str, run: Run) -> None:
     assert_failed(run("token", "create", "--subject", "alice", f"--scope={scope}", "--expires-in", "1h"), 2)
 
 
@@ -450,7 +448,7 @@ def test_a_subject_is_printable(subject: str, run: Run) -> None:
 # Keys
 
 
-def test_a_rotation_prints_the_new_key_alone(done: Done) -> None:
+def test_keys_rotate_prints_the_new_key_id_alone(done: Done) -> None:
     kid = done("keys", "rotate").removesuffix("\n")
     listed = json.loads(done("keys", "list", "--json"))
     assert [key["kid"] == kid for key in listed] == [True, False]
@@ -458,7 +456,7 @@ def test_a_rotation_prints_the_new_key_alone(done: Done) -> None:
     assert json.loads(done("keys", "list", "--json"))[0]["kid"] == other["kid"]
 
 
-def test_a_removal_prints_the_removed_key(done: Done) -> None:
+def test_keys_remove_prints_the_removed_key_id(done: Done) -> None:
     kid = done("keys", "rotate").strip()
     done("keys", "rotate")
     assert done("keys", "remove", kid) == kid + "\n"

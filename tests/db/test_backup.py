@@ -70,7 +70,7 @@ def play_demo(service: Service) -> None:
     demo.play(demo.Laptop(load(service.environment), service.environment))
 
 
-def test_a_restore_to_a_moment_has_what_was_acknowledged_before_it_and_nothing_after(folder: Path) -> None:
+def test_point_in_time_restore_has_what_was_acknowledged_before_and_nothing_after(folder: Path) -> None:
     cluster, backups, restored = folder / "first" / "postgresql", folder / "backups", folder / "restored" / "postgresql"
     with embedded.running(str(folder / "first"), QUICK) as url:
         for own in (backups, restored.parent):
@@ -132,7 +132,7 @@ def described(url: str) -> dict[str, list[dict[str, Any]]]:
         return found
 
 
-def test_a_dump_brings_everything_into_an_empty_cluster(folder: Path, database_url: str) -> None:
+def test_pg_dump_restores_everything_into_an_empty_cluster(folder: Path, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         fill(connection, 100, 700)
     with embedded.running(str(folder / "empty"), QUICK) as url:

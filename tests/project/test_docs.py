@@ -18,7 +18,7 @@ from tests.support.service import ROOT, serving
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_the_readmes_table_of_settings_matches_the_code() -> None:
     expected = []
     for field in dataclasses.fields(Settings):
         default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
@@ -28,7 +28,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert re.findall(r"^\| `WATCHPOST_.*$", README, re.MULTILINE) == expected
 
 
-def test_the_first_steps_run_as_they_stand(database_url: str, tmp_path: Path) -> None:
+def test_the_readmes_first_steps_run(database_url: str, tmp_path: Path) -> None:
     block = re.search(r"runs this block as it stands. -->\n```sh\n(.*?)```", README, re.DOTALL)
     assert block is not None
     folder = Path(tempfile.mkdtemp(prefix="wp-"))
@@ -68,7 +68,7 @@ def test_every_make_target_that_it_names_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target in ("needs", "and"), target
 
 
-def test_its_proxy_names_the_caller_and_closes_idle_connections_first() -> None:
+def test_the_readmes_nginx_block_sets_x_forwarded_for_and_idle_timeouts() -> None:
     text = README
     idle = re.search(r"keepalive_timeout (\d+)s;", text)
     assert idle is not None

@@ -372,7 +372,7 @@ def database(site: Site, signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGA
             with psycopg.connect(site.database_url) as holder:
                 holder.execute("LOCK TABLE prompts, devices IN ACCESS EXCLUSIVE MODE")
                 sent = [threads.submit(send) for _ in range(2)]
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while admin.execute(LOCKED).fetchone() == (0,) and time.monotonic() < deadline:
                     time.sleep(0.01)
                 shown = admin.execute("SELECT string_agg(query, ' ') FROM pg_stat_activity").fetchone()

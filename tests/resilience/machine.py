@@ -1,4 +1,4 @@
-"""A machine of a chapter's own: the service and its PostgreSQL, durable as by default, to be killed in parts."""
+"""A machine of a scenario's own: the service and its PostgreSQL, durable as by default, to be killed in parts."""
 
 from __future__ import annotations
 

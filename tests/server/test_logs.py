@@ -50,7 +50,7 @@ def prompt(now_ms: int, device: Agent) -> dict[str, Any]:
     }
 
 
-def test_a_request_is_one_line(client: FlaskClient, device: Agent, headers: dict[str, str], logged: Logged) -> None:
+def test_a_request_is_one_log_line(client: FlaskClient, device: Agent, headers: dict[str, str], logged: Logged) -> None:
     logged()
     client.post("/api/devices/heartbeat", json={"device_id": device.device_id}, headers=headers)
     (line,) = logged()
@@ -72,7 +72,7 @@ def test_a_request_is_one_line(client: FlaskClient, device: Agent, headers: dict
         ("DELETE", "/api/prompt", 405, None),
     ],
 )
-def test_a_line_names_the_route_and_not_what_was_asked_for(
+def test_a_log_line_names_the_route_and_not_the_path(
     method: str, path: str, status: int, route: str | None, client: FlaskClient, logged: Logged
 ) -> None:
     logged()
@@ -90,14 +90,14 @@ def test_a_request_id_is_echoed_and_logged(given: str, client: FlaskClient, logg
 
 
 @pytest.mark.parametrize("given", [None, "", "x" * 65, "a b", 'a"b', "a{b}", "a/b", "é", "a;b"])
-def test_a_request_id_that_is_none_is_made(given: str | None, client: FlaskClient, logged: Logged) -> None:
+def test_an_invalid_request_id_is_replaced(given: str | None, client: FlaskClient, logged: Logged) -> None:
     sent = {} if given is None else {"X-Request-ID": given}
     made = [client.get("/livez", headers=sent).headers["X-Request-ID"] for _ in range(2)]
     assert len({*made, given}) == 3
     assert [line["request_id"] for line in logged()[-2:]] == made
 
 
-def test_what_devices_say_is_never_logged(
+def test_request_bodies_are_never_logged(
     client: FlaskClient,
     register: Callable[..., Agent],
     access: Callable[..., dict[str, str]],
@@ -173,7 +173,7 @@ def test_the_log_of_a_fault_names_its_type_and_place_and_not_its_message(app: Wa
     assert "sesame" not in json.dumps([fault, line])
 
 
-def test_what_the_database_refuses_is_logged_by_its_code_alone(
+def test_a_database_error_is_logged_by_its_sqlstate_alone(
     client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any], logged: Logged, rows: Rows
 ) -> None:
     rows("ALTER TABLE prompts ADD CONSTRAINT no_sesame CHECK (prompt NOT LIKE 'sesame%')")
@@ -218,7 +218,7 @@ def words(answer: Any, name: str) -> set[str]:
 
 @with_origins
 @pytest.mark.parametrize("origin", [EXTENSION, "https://x.example"])
-def test_a_listed_origin_may_post(origin: str, client: FlaskClient) -> None:
+def test_cors_allows_a_listed_origin_to_post(origin: str, client: FlaskClient) -> None:
     answer = preflight(client, origin)
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == origin
@@ -230,7 +230,7 @@ def test_a_listed_origin_may_post(origin: str, client: FlaskClient) -> None:
 
 
 @with_origins
-def test_no_other_header_is_allowed(client: FlaskClient) -> None:
+def test_cors_allows_no_other_header(client: FlaskClient) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-sesame, authorization"}
     answer = client.options("/api/prompt", headers={"Origin": EXTENSION, **asked})
     assert "x-sesame" not in words(answer, "Access-Control-Allow-Headers")
@@ -252,19 +252,19 @@ def test_no_other_header_is_allowed(client: FlaskClient) -> None:
         "*",
     ],
 )
-def test_another_origin_may_not(origin: str, client: FlaskClient) -> None:
+def test_cors_refuses_another_origin(origin: str, client: FlaskClient) -> None:
     assert cors(preflight(client, origin)) == []
     assert cors(client.post("/api/prompt", headers={"Origin": origin})) == []
 
 
 @pytest.mark.parametrize("origin", [EXTENSION, "https://x.example", "http://watchpost.test", "null"])
-def test_by_default_no_origin_may(origin: str, client: FlaskClient) -> None:
+def test_cors_allows_no_origin_by_default(origin: str, client: FlaskClient) -> None:
     assert cors(preflight(client, origin)) == []
     assert cors(client.post("/api/prompt", headers={"Origin": origin})) == []
 
 
 @with_origins
-def test_who_names_no_origin_is_told_of_none(
+def test_cors_headers_are_absent_without_an_origin(
     client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any]
 ) -> None:
     """Nor on the whole way, which the first request of a token and each refused body go."""
@@ -274,7 +274,7 @@ def test_who_names_no_origin_is_told_of_none(
 
 
 @with_origins
-def test_an_extension_reads_answers_and_refusals(
+def test_cors_lets_an_extension_read_answers_and_errors(
     client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any], rows: Rows
 ) -> None:
     origin = {"Origin": EXTENSION}
@@ -290,7 +290,7 @@ def test_an_extension_reads_answers_and_refusals(
 
 
 @with_origins
-def test_a_preflight_needs_no_token_and_does_nothing(client: FlaskClient, rows: Rows) -> None:
+def test_a_cors_preflight_needs_no_token_and_does_nothing(client: FlaskClient, rows: Rows) -> None:
     answer = preflight(client, EXTENSION)
     assert (answer.status_code, answer.data) == (200, b"")
     assert rows("SELECT prompt_id FROM prompts") == []
