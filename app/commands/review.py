@@ -257,7 +257,8 @@ def _statistics(connection: Connection) -> Iterator[str]:
 
 def _backup(connection: Connection) -> Iterator[str]:
     yield "## Backup and restore"
-    yield (ROOT / "README.md").read_text(encoding="utf-8").partition("## Backup and restore\n")[2].partition("\n## ")[0]
+    # Its headings one level deeper, below this one.
+    yield (ROOT / "docs" / "backup.md").read_text(encoding="utf-8").partition("\n")[2].replace("\n## ", "\n### ")
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:

@@ -16,9 +16,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 CONFIGURATION = """# Configuration
 
-Settings are environment variables, read once when a process starts. A value that cannot be used stops the start; the
-message names the variable. On a server, keep the settings in the file that the systemd units read
-(see [Deployment](deployment.md)).
+A setting comes from the environment, else from the file that `WATCHPOST_CONFIG` names, else from
+`/etc/watchpost/watchpost.env` if it can be read. It is read once, when a process starts. A value that cannot be used
+stops the start; the message names the variable. An unknown `WATCHPOST_` variable is named in a warning.
 
 The defaults suit one laptop. For a fleet, look at these first:
 

@@ -215,6 +215,11 @@ def test_every_room_has_its_layer() -> None:
     assert {module.split(".")[0] for module in modules()} <= set(LAYERS)
 
 
+def test_the_page_on_the_architecture_names_the_layers_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n".join(reversed(LAYERS)) + "\n```" in page
+
+
 def test_an_import_cycle_is_found() -> None:
     needs = {"db": {"api"}, "api": {"limits"}, "limits": {"db"}, "auth": {"db"}}
     assert [module for module in needs if module in reachable(module, needs)] == ["db", "api", "limits"]

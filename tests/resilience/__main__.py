@@ -20,6 +20,7 @@ SCENARIOS: tuple[str, ...] = (
     "kills",
     "power",
     "restarts",
+    "proxy",
     "database",
     "network",
     "clocks",
