@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging.config
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,9 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     if settings.origins:
         CORS(
             app,
+            resources=re.compile("/api/"),
+            # Patterns that match a whole origin: flask-cors compares other entries without regard to case, or takes
+            # them for the beginning of a match.
             origins=settings.origins,
             methods=["POST", "GET"],
             allow_headers=["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"],

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response, jsonify
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from app import __version__
 from app.api import problems
 from app.api.bodies import Blueprint
 from app.api.openapi import documented
@@ -26,7 +27,7 @@ _OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {
 @documented(responses=_OK)
 def livez() -> Any:
     """Say that the worker runs."""
-    return jsonify(status="ok")
+    return jsonify(status="ok", version=__version__)
 
 
 @blp.route("/readyz")
