@@ -14,8 +14,9 @@ from flask import g, request
 
 from app.api import scopes
 from app.auth import jws
+from app.auth.device_keys import DUMMY_KEYS, DeviceKey, device_key
 from app.auth.guard import auth
-from app.auth.keys import DUMMY_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
+from app.auth.keys import SIGNING_ALGORITHM
 from app.db import db, statement
 from app.limits.rates import limits
 

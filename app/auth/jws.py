@@ -17,6 +17,7 @@ from joserfc.jwk import Key, KeySet
 from joserfc.jws import JWSRegistry
 
 from app.api import json_values
+from app.api.text import is_name as is_name
 
 MAX_TOKEN = 8192
 # Header members that bring a key or change how the token is read. Members that do neither (x5t, cty, ...) are ignored.
@@ -90,11 +91,6 @@ def check_times(claims: dict[str, Any], now: float) -> None:
             raise TokenRefused("The token has expired.", "expired")
         if name != "exp" and value > now + LEEWAY_SECONDS:
             raise TokenRefused("The token is not valid yet.", "not_yet_valid")
-
-
-def is_name(value: Any, max_length: int = 256) -> bool:
-    """Whether a claim is printable ASCII text of 1 to `max_length` characters."""
-    return isinstance(value, str) and 0 < len(value) <= max_length and value.isascii() and value.isprintable()
 
 
 def _object(part: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
@@ -24,14 +25,16 @@ from flask import request as flask_request
 from joserfc.jwk import KeySet
 from werkzeug.datastructures import MultiDict
 
-from app.api import scopes
+from app.api import problems, scopes
 from app.auth import jws
 from app.auth.client_assertion import ClientAssertion, DeviceClient, query_client
 from app.auth.guard import auth
-from app.auth.keys import SIGNING_ALGORITHM
+from app.auth.keys import SIGNING_ALGORITHM, SigningKeysUnavailable
 from app.limits.admission import NORMAL, acquire_slots
 from app.limits.rates import limits
 from app.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 MAX_FORM = 32 * 1024
 FORM = "application/x-www-form-urlencoded"
@@ -148,7 +151,26 @@ def respond() -> Response:
 
 
 def init_app(app: Flask) -> None:
+    """Add the token endpoint, and the answer while there are no signing keys. Reads the keys, if there are any."""
+    app.extensions["auth"].keys.preload()
+    app.register_error_handler(SigningKeysUnavailable, _without_keys)
     TokenEndpoint().init_app(app, query_client, _discard)
+
+
+def signing_keys_unavailable() -> problems.Problem:
+    """The refusal while the signing-key file can't be used."""
+    return problems.Problem(
+        503,
+        "signing-keys-unavailable",
+        "Service unavailable",
+        "The signing-key file (WATCHPOST_SIGNING_KEYS) is missing, empty or half-written.",
+        headers={"Retry-After": str(problems.RETRY_SECONDS)},
+    )
+
+
+def _without_keys(error: Exception) -> Response:
+    log.error("no signing keys: %s", error)
+    return problems.respond(signing_keys_unavailable())
 
 
 def _discard(token: dict[str, Any], request: Any) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from flask import current_app
-from flask.cli import with_appcontext
 
-from app.api.openapi import as_yaml
+from app.commands.shell import as_json, command, settings, show_one, with_settings
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "openapi.yaml"
 
 
-@click.command()
+@command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when the file differs from the code.")
-@with_appcontext
-def spec(check: bool) -> None:
+@as_json
+@with_settings
+def spec(check: bool, as_json: bool) -> None:
     """Write docs/openapi.yaml from the code."""
-    text = as_yaml(current_app)
+    from app.api.openapi import as_yaml
+    from app.application import create_app
+
+    text = as_yaml(create_app(settings()))
+    is_current = FILE.exists() and FILE.read_text(encoding="utf-8") == text
+    if check and not is_current:
+        raise click.ClickException("docs/openapi.yaml differs from the code: run `make spec`")
     if not check:
         FILE.write_text(text, encoding="utf-8")
-    elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
-        raise click.ClickException("docs/openapi.yaml differs from the code: run `make spec`")
+    if as_json:
+        show_one({"file": str(FILE), "changed": not is_current}, as_json)

@@ -12,7 +12,7 @@ from app import __version__
 from app.api import problems
 from app.api.bodies import Blueprint
 from app.api.openapi import documented
-from app.auth import require
+from app.auth import auth, require, token_endpoint
 from app.db import DatabaseError, db, statement
 from app.ingest.readiness import readiness
 from app.telemetry import metrics
@@ -33,7 +33,9 @@ def livez() -> Any:
 @blp.route("/readyz")
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
-    """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
+    """Say whether the signing keys can be read and the database stores rows with the newest schema."""
+    if auth.keys.fault:
+        raise token_endpoint.signing_keys_unavailable()
     pending = readiness.probe()
     if pending:
         raise problems.Problem(
