@@ -23,10 +23,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from app import __version__
 from app.telemetry import logging as log_config
-from config.settings import load
+from config.settings import SettingError, load, prepare_start, unknown_variables
 
-settings = load()
+try:
+    settings = load()
+    prepare_start(settings)
+except SettingError as error:
+    sys.exit(str(error))
+if settings.log_level in ("DEBUG", "INFO"):
+    log_config.write("watchpost", "starting Watchpost", {"version": __version__})
 
 bind = settings.bind
 workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
@@ -58,11 +65,11 @@ def on_starting(server: Any) -> None:
     most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    for sentence in unknown_variables():
+        server.log.warning(sentence)
     if not settings.database_url:
         # Held by the master and, as its forks, by all workers: the embedded server is in use as long as one lives.
-        folder = Path(settings.data_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        _in_use.append(os.open(folder / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600))
+        _in_use.append(os.open(Path(settings.data_dir) / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600))
         fcntl.flock(_in_use[0], fcntl.LOCK_SH)
     # The folder of the workers' counters (app/telemetry/metrics.py); the keeper removes it.
     server.metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")

@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
-import yoyo
 
 from app.db import partitions
 from app.db.statements import statement
@@ -87,7 +86,7 @@ def apply(url: str) -> list[str]:
         elif not rights["has_roles"]:
             log.warning("one role does everything: a DBA has not run config/roles.sql")
         with _backend(url, rights["may_be_owner"]) as backend:
-            migrations = yoyo.read_migrations(str(FOLDER))
+            migrations = _yoyo().read_migrations(str(FOLDER))
             pending = backend.to_apply(migrations)
             _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
             for migration in pending:
@@ -101,7 +100,7 @@ def apply(url: str) -> list[str]:
 def rollback(url: str, to: str | None = None) -> list[str]:
     """Undo applied migrations, newest first, down to and including the one named, or all. Returns their names."""
     with _alone(url) as lock, _backend(url, _rights(lock)["may_be_owner"]) as backend:
-        undone = backend.to_rollback(yoyo.read_migrations(str(FOLDER)))
+        undone = backend.to_rollback(_yoyo().read_migrations(str(FOLDER)))
         if to is not None:
             undone = undone.filter(lambda migration: migration.id >= to)
         for migration in undone:
@@ -122,6 +121,13 @@ def is_behind(url: str) -> bool:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
             return True
     return not applied.issuperset(names())
+
+
+def _yoyo() -> Any:
+    # Slow to import, and only migrations need it.
+    import yoyo
+
+    return yoyo
 
 
 def _apply_one(backend: Any, migration: Any) -> None:
@@ -205,7 +211,7 @@ def _alone(url: str) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def _backend(url: str, as_owner: bool) -> Iterator[Any]:
-    backend = yoyo.get_backend(_yoyo_url(url, as_owner))
+    backend = _yoyo().get_backend(_yoyo_url(url, as_owner))
     try:
         backend.break_lock()
         backend.ensure_internal_schema_updated()

@@ -76,6 +76,11 @@ def url(data_dir: str, role: str = "postgres") -> str:
     return f"postgresql://{role}@/{DATABASE}?host={quote(str(sockets), safe='')}"
 
 
+def exists(data_dir: str) -> bool:
+    """Whether an embedded database was made in a data directory, running or not."""
+    return (_cluster(data_dir) / "PG_VERSION").exists()
+
+
 @contextmanager
 def running(data_dir: str, extra_configuration: str = "", patience: float = 0) -> Iterator[str]:
     """Have the server run, made first if need be, and yield its database's URL.

@@ -21,7 +21,7 @@ import time
 
 import psycopg
 
-from app.auth.keys import SigningKeys
+from app.auth import keys
 from app.db import migrations, partitions
 from app.db.database import migration_url, wait_until_up, writer_url
 from app.dev import embedded
@@ -78,7 +78,7 @@ def _keep(settings: Settings, ready: mmap.mmap) -> int:
                 stack.enter_context(embedded.running(settings.data_dir, patience=3))
             if not ready[0]:
                 _prepare(settings)
-        except (KeeperError, migrations.MigrationError) as error:
+        except (KeeperError, migrations.MigrationError, keys.SigningKeysUnavailable) as error:
             log.error("can't start: %s", error)
             return NO_START
         except Exception as error:
@@ -114,7 +114,7 @@ def _prepare(settings: Settings) -> None:
         # Whoever deploys in two steps migrates with another role. Until then /readyz says no.
         if migrations.is_behind(writer_url(settings)):
             log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
-    SigningKeys(settings.signing_keys_path).ensure()
+    keys.prepare(settings)
 
 
 def _remove_folders(ready: mmap.mmap) -> None:

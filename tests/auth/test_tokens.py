@@ -236,10 +236,25 @@ def test_without_a_scope_a_device_gets_all_that_it_may_have(scope: str | None, d
 
 
 @pytest.mark.parametrize(
-    "scope", ["devices:register", "prompts:read", "metrics:read", "prompts:write prompts:read", "all", "é\x00", "*"]
+    "scope", ["devices:register", "prompts:read", "metrics:read", "prompts:reveal audit:read", "all", "é\x00", "*"]
 )
 def test_a_scope_that_no_device_may_have_is_refused(scope: str, device: Agent, ask: Ask) -> None:
     assert_refused(ask(device.assertion(TOKEN_ENDPOINT), scope=scope), 400, "invalid_scope")
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "prompts:write prompts:read",
+        "devices:register prompts:write",
+        "prompts:write files:write prompts:write",
+        "all prompts:write *",
+    ],
+)
+def test_a_scope_that_no_device_may_have_is_left_out_of_the_token(scope: str, device: Agent, ask: Ask) -> None:
+    answer = ask(device.assertion(TOKEN_ENDPOINT), scope=scope)
+    assert answer.status_code == 200, answer.text
+    assert answer.json["scope"] == opened(answer.json["access_token"])[1]["scope"] == "prompts:write"
 
 
 def test_a_token_with_fewer_scopes_is_refused_by_other_routes(
@@ -330,7 +345,7 @@ def test_a_form_of_more_than_a_mebibyte_is_too_large(encoding: str, client: Flas
 # Client assertions
 
 
-@pytest.mark.parametrize("audience", [ISSUER, TOKEN_ENDPOINT, [TOKEN_ENDPOINT], ["https://else.example", ISSUER]])
+@pytest.mark.parametrize("audience", [ISSUER, TOKEN_ENDPOINT, [TOKEN_ENDPOINT], [TOKEN_ENDPOINT, ISSUER]])
 def test_an_assertion_is_for_the_issuer_or_the_token_endpoint(audience: Any, device: Agent, ask: Ask) -> None:
     assert ask(device.assertion(audience)).status_code == 200
 
@@ -340,9 +355,32 @@ def test_an_assertion_without_optional_claims_and_with_a_type_is_accepted(device
     assert ask(signed(device.key, {**header, "typ": "JWT", "kid": "mine"}, claims)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"x5t": "dGh1bWI"},
+        {"x5t#S256": "dGh1bWI"},
+        {"x5t": 5},
+        {"cty": "JWT"},
+        {"cty": None},
+        {"nonce": ["a", {"b": 1}]},
+        {"iat": 5, "ver": 1.5},
+        {"x5t": "x" * 600},
+    ],
+    ids=lambda member: " ".join(member),
+)
+def test_a_header_member_that_names_no_key_is_ignored(member: Claims, device: Agent, ask: Ask) -> None:
+    header, claims = assertion_parts(device)
+    answer = ask(signed(device.key, {**header, **member}, claims))
+    assert answer.status_code == 200, answer.text
+
+
 REFUSED_CLAIMS: dict[str, Claims] = {
     "aud of somebody else": {"aud": "https://else.example"},
     "aud of another route": {"aud": ISSUER + "/api/prompt"},
+    "aud list of this and another server": {"aud": [TOKEN_ENDPOINT, "https://else.example"]},
+    "aud list of another server and this": {"aud": ["https://else.example", ISSUER]},
+    "aud list with an empty string": {"aud": [ISSUER, ""]},
     "aud list of others": {"aud": ["https://else.example", ISSUER + "/"]},
     "aud empty list": {"aud": []},
     "aud number": {"aud": 5},

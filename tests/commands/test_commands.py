@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 from base64 import urlsafe_b64decode
@@ -18,7 +19,7 @@ from flask.testing import FlaskClient
 
 from app.api import scopes
 from app.application import Watchpost
-from app.commands import COMMANDS
+from app.commands import COMMANDS, load
 from app.db import migrations
 from config.settings import Settings
 from tests.support.agent import Agent
@@ -93,7 +94,15 @@ def every_command(group: dict[str, click.Command], path: tuple[str, ...] = ()) -
             yield from every_command(command.commands, (*path, name))
 
 
-PATHS = list(every_command({str(command.name): command for command in COMMANDS}))
+def command_at(path: tuple[str, ...]) -> click.Command:
+    command = load(path[0])
+    for name in path[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+PATHS = list(every_command({name: load(name) for name in COMMANDS}))
 
 
 # All commands
@@ -104,7 +113,7 @@ def test_there_is_every_command_of_the_contract() -> None:
         "enrollment": ["create", "list", "revoke"],
         "device": ["list", "show", "revoke", "restore", "forget-key"],
         "token": ["create"],
-        "keys": ["rotate", "list"],
+        "keys": ["list", "rotate", "add", "promote", "remove"],
     }
     assert {(group, name) for group, names in promised.items() for name in names} <= set(PATHS)
 
@@ -131,6 +140,16 @@ def test_a_command_explains_itself(path: tuple[str, ...], done: Done) -> None:
         ("device", "list", "--limit", "0"),
         ("device", "list", "--limit", "many"),
         ("device", "list", "--nothing"),
+        ("device", "show", "a", "--nothing"),
+        ("enrollment", "create", "--label", "", "--max-uses", "1", "--expires-in", "1d"),
+        ("enrollment", "create", "--label", " \t\n", "--max-uses", "1", "--expires-in", "1d"),
+        ("enrollment", "revoke", "-7c41d6"),
+        ("hold", "create", "--device", "a", "--reason", ""),
+        ("hold", "create", "--device", "a", "--reason", " "),
+        ("hold", "release", "-7c41d6"),
+        ("user", "erase", "anna"),
+        ("user", "erase", "anna", "--reason", ""),
+        ("device", "erase", "a", "--reason", " "),
         ("token", "create", "--subject", "alice", "--scope", "prompts:read"),
         ("token", "create", "--scope", "prompts:read", "--expires-in", "1h"),
         ("keys", "remove"),
@@ -147,7 +166,8 @@ def test_a_command_that_is_called_wrongly_exits_with_2(arguments: tuple[str, ...
 @pytest.mark.parametrize("name", ["show", "revoke", "restore", "forget-key"])
 @pytest.mark.parametrize("device_id", ["nobody", "", "no body", "a\nb", "\x1b[2J", "\udcff", "é" * 200])
 def test_an_unknown_device_exits_with_1(name: str, device_id: str, more: tuple[str, ...], run: Run, rows: Rows) -> None:
-    result = run("device", name, *more, "--", device_id)
+    result = run("device", name, *more, device_id)
+    assert result.output == run("device", name, *more, "--", device_id).output
     assert_failed(result, 1)
     assert "\x1b" not in result.stderr
     assert rows("SELECT device_id FROM devices") == []
@@ -183,6 +203,52 @@ def test_a_database_without_a_schema_exits_with_1_and_says_what_to_do(run: Run, 
     result = run("device", "list")
     assert_failed(result, 1)
     assert "migrate" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if not isinstance(command_at(path), click.Group)], ids=" ".join
+)
+def test_every_command_prints_json_when_asked(path: tuple[str, ...]) -> None:
+    assert "--json" in {name for param in command_at(path).params for name in param.opts}
+
+
+# Arguments that look like options
+
+
+@pytest.mark.parametrize(
+    "device_id", ["-7c41d6", "--", "-", "--help", "--json", "-h", "--limit=5", "--device", "---", "-x=1"]
+)
+def test_a_device_id_is_never_taken_for_an_option(
+    device_id: str, done: Done, register: Callable[..., Agent], rows: Rows
+) -> None:
+    register(Agent(device_id))
+    assert json.loads(done("device", "show", device_id, "--json"))["device_id"] == device_id
+    if device_id not in ("--json", "--help"):
+        assert json.loads(done("device", "show", "--json", device_id))["device_id"] == device_id
+    assert json.loads(done("device", "show", "--json", "--", device_id))["device_id"] == device_id
+    done("device", "revoke", device_id)
+    assert rows("SELECT revoked_at IS NOT NULL AS revoked FROM devices") == [{"revoked": True}]
+    done("device", "restore", device_id)
+    done("device", "forget-key", device_id)
+    assert rows("SELECT revoked_at, key_thumbprint FROM devices") == [{"revoked_at": None, "key_thumbprint": None}]
+    done("hold", "release", done("hold", "create", "--device", device_id, "--reason", "-r").strip())
+    assert rows("SELECT device_id, reason FROM legal_holds") == [{"device_id": device_id, "reason": "-r"}]
+    done("device", "erase", device_id, "--reason", "--help")
+    assert rows("SELECT target FROM audit_log WHERE action = 'device.erased'") == [{"target": device_id}]
+
+
+@pytest.mark.parametrize("name", ["-anna", "--help", "--json", "--reason="])
+def test_a_users_name_is_never_taken_for_an_option(name: str, done: Done, rows: Rows) -> None:
+    done("user", "erase", name, "--reason", "-asked")
+    target = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    assert {row["target"] for row in rows("SELECT target FROM audit_log WHERE action LIKE 'user.%'")} == {target}
+
+
+def test_names_that_begin_with_a_hyphen_can_be_given_to_options(done: Done, rows: Rows) -> None:
+    done("enrollment", "create", "--label", "--help", "--max-uses", "1", "--expires-in", "1d")
+    assert [row["label"] for row in rows("SELECT label FROM enrollments")] == ["--help"]
+    token = done("token", "create", "--subject", "-anna", "--scope", "prompts:read", "--expires-in", "1h")
+    assert claims_of(token)["sub"] == "-anna"
 
 
 # Enrolments

@@ -438,7 +438,7 @@ def operators(site: Site, folder: Path) -> None:
     nowhere = f"postgresql://watchpost_owner:{site.words['password']}@127.0.0.1:1/x"
     for url in (nowhere, nowhere.replace("@", "%zz@"), nowhere.replace(":1/", ":port/")):
         away = {"WATCHPOST_DATABASE_URL": url, "WATCHPOST_OWNER_DATABASE_URL": url, "WATCHPOST_POOL_WAIT_SECONDS": "1"}
-        _command(site, [*flask, "user", "erase", site.words["username"]], **away)
+        _command(site, [*flask, "user", "erase", "--reason", "r", site.words["username"]], **away)
         _command(site, [*flask, "migrate"], **away)
         _command(site, [sys.executable, "-m", "app.dev.keeper"], **away)
 
