@@ -98,7 +98,7 @@ def _object(part: str) -> dict[str, Any]:
         decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
         # A body's broken characters are mended, a token's are not.
         decoded.decode("utf-8")
-        value, suspicious = json_values.parse(decoded, MAX_TOKEN)
+        value, may_have_violations = json_values.parse(decoded, MAX_TOKEN)
     except (ValueError, binascii.Error):
         raise TokenRefused("Not a signed token.", "malformed") from None
     if not isinstance(value, dict) or (may_have_violations and any(json_values.violations(value))):
