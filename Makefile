@@ -10,10 +10,10 @@ INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run demo test test-postgresql-15 test-pgbouncer battery dba check audit lock format spec bench clean
+.PHONY: run demo test test-postgresql-15 test-pgbouncer battery dba check audit lock format spec bench clean clean-data
 
-run: .venv/service ## serve on WATCHPOST_BIND
-	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
+run: .venv/service ## serve on WATCHPOST_BIND, with an embedded PostgreSQL unless WATCHPOST_DATABASE_URL is set
+	@trap "" HUP; exec $(BIN)/python -m app.dev.serve
 
 demo: .venv/tests ## play one laptop against a running service, or one of its own
 	@exec $(BIN)/python -m tests.demo
@@ -66,8 +66,11 @@ spec: .venv/service ## write docs/openapi.yaml anew
 bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk (apt-get install wrk)
 	@exec $(BIN)/python -m tests.bench $(BENCH)
 
-clean:
-	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove what can be made again; data stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+clean-data: ## remove the embedded database and the signing keys, after a question; not while a service runs
+	@$(PYTHON) -m app.dev.clean_data
 
 .venv/service: config/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

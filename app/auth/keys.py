@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from joserfc.jwk import ECKey, Key, KeySet, OKPKey, RSAKey
 
-from app.files import sync
+from app.files import make_folder, sync
 
 # One algorithm for each key type: what a token says of itself never chooses.
 SIGNING_ALGORITHM = "ES256"
@@ -186,7 +186,7 @@ class SigningKeys:
         return loaded
 
     def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with self._alone():
             keys: list[dict[str, Any]] = []
             with contextlib.suppress(FileNotFoundError):

@@ -16,7 +16,8 @@ from app.commands.retention import retention
 from app.commands.review import review
 from app.commands.spec import spec
 from app.commands.tokens import token
+from app.commands.worker import worker
 
 device.add_command(erase_device)
 
-COMMANDS = [enrollment, device, user, token, keys, migrate, partitions, retention, hold, audit, review, spec]
+COMMANDS = [enrollment, device, user, token, keys, migrate, partitions, retention, hold, audit, review, spec, worker]

@@ -8,8 +8,8 @@ from flask import current_app
 
 from app.commands.shell import with_database
 from app.db import migrations
-from app.db.database import migration_url
-from app.dev import embedded
+from app.db.startup import explain
+from app.db.urls import migration_url
 
 
 @click.command()
@@ -22,4 +22,4 @@ def migrate() -> None:
     except migrations.MigrationError as error:
         raise click.ClickException(str(error)) from None
     except psycopg.Error as error:
-        raise click.ClickException("the migration failed: " + embedded.explain(error)) from None
+        raise click.ClickException("the migration failed: " + explain(error)) from None

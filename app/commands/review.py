@@ -14,9 +14,9 @@ from psycopg.rows import dict_row
 
 from app.commands.shell import with_database
 from app.db import migrations, plans, statement
-from app.db.database import migration_url, writer_url
+from app.db.startup import explain
 from app.db.statements import FOLDER, names
-from app.dev import embedded
+from app.db.urls import migration_url, writer_url
 
 SELECT_TABLES = statement("review/select_tables")
 SELECT_COLUMNS = statement("review/select_columns")
@@ -68,7 +68,7 @@ def review() -> None:
             for part in (_migrations, _settings, _statistics, _backup):
                 click.echo("\n".join(part(connection)) + "\n")
     except psycopg.Error as error:
-        raise click.ClickException("the database can't be reviewed: " + embedded.explain(error)) from None
+        raise click.ClickException("the database can't be reviewed: " + explain(error)) from None
 
 
 def _looking(url: str) -> Connection:

@@ -17,6 +17,7 @@ from flask.cli import with_appcontext
 from app.api import problems
 from app.db import owner, reader
 from app.dev import embedded
+from app.dev.programs import EmbeddedError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,7 +57,7 @@ def with_database(command: Command) -> Command:
                 stack.callback(owner.close)
                 stack.callback(reader.close)
                 return command(*args, **kwargs)
-        except embedded.EmbeddedError as error:
+        except EmbeddedError as error:
             raise click.ClickException(str(error)) from None
         except problems.Problem as problem:
             hint = "the database can't be reached, or has no schema yet: run `flask --app wsgi migrate`"

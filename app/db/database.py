@@ -22,9 +22,8 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from werkzeug.local import LocalProxy
 
 from app.api import problems
-from app.db import migrations
 from app.db.statements import Statement
-from app.dev import embedded
+from app.db.urls import owner_url, writer_url
 from app.ingest.group_commit import GroupCommit, QueueFull
 from app.telemetry import metrics
 from config.settings import Settings
@@ -384,39 +383,6 @@ def _is_locked(answer: Row | Exception) -> bool:
 def _is_hopeless(answers: list[Row | Exception]) -> bool:
     """Whether those that come behind these need not be tried."""
     return bool(answers) and (_is_away(answers[-1]) or sum(map(_is_locked, answers)) >= MAX_LOCKED)
-
-
-def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:
-    """Return when the database accepts connections. Raises psycopg.OperationalError when it did not in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            psycopg.connect(migration_url(settings), connect_timeout=3).close()
-            return
-        except psycopg.OperationalError:
-            if time.monotonic() > deadline or is_given_up():
-                raise
-            log.warning("waiting for the database")
-            time.sleep(1)
-
-
-def writer_url(settings: Settings) -> str:
-    """What requests use."""
-    return settings.database_url or embedded.url(settings.data_dir, "watchpost_writer")
-
-
-def owner_url(settings: Settings) -> str:
-    """What operators' commands use."""
-    if settings.owner_database_url or settings.database_url:
-        return settings.owner_database_url or settings.database_url
-    return embedded.url(settings.data_dir, migrations.OWNER)
-
-
-def migration_url(settings: Settings) -> str:
-    """What migrations use: the owner, or whoever may make that role."""
-    if settings.owner_database_url or settings.database_url:
-        return owner_url(settings)
-    return embedded.url(settings.data_dir)
 
 
 def connection_options(settings: Settings, url: str, statement_seconds: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import psycopg
 
 from app.db import migrations
 from app.db.statements import statement
-from app.dev import embedded
+from app.dev import embedded, programs
 from config.settings import load
 from tests import demo
 from tests.server.test_service import prompt, registered
@@ -31,7 +31,7 @@ def run_block(name: str, as_server: bool, **variables: str) -> None:
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Backup and restore\n")[2]
     block = re.search(rf"```sh\n# {name}\n(.*?)```", section, re.DOTALL)
     assert block is not None
-    user = embedded._user() if as_server else None
+    user = programs.server_user() if as_server else None
     # Files, not pipes: a server that is started would hold a pipe open for as long as it lives.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
@@ -75,7 +75,7 @@ def test_a_restore_to_a_moment_has_what_was_acknowledged_before_it_and_nothing_a
     cluster, backups, restored = folder / "first" / "postgresql", folder / "backups", folder / "restored" / "postgresql"
     with embedded.running(str(folder / "first"), QUICK) as url:
         for own in (backups, restored.parent):
-            embedded._own_folder(own)
+            programs.own_folder(own)
         known = {"SERVER": address(url), "DATA": str(cluster), "BACKUPS": str(backups), "RESTORED": str(restored)}
         run_block("archive", True, **known)
         migrations.apply(url)
@@ -103,7 +103,7 @@ def test_a_restore_to_a_moment_has_what_was_acknowledged_before_it_and_nothing_a
             with serving(folder, database_url=there) as service:
                 play_demo(service)
         finally:
-            embedded._run("pg_ctl", "stop", "--mode=immediate", "-D", str(restored))
+            embedded.run_program("pg_ctl", "stop", "--mode=immediate", "-D", str(restored))
 
 
 # What a dump must bring back, beside the rows.

@@ -74,4 +74,4 @@ def test_its_proxy_names_the_caller_and_closes_idle_connections_first() -> None:
     assert idle is not None
     assert int(idle[1]) < connection.SILENCE_SECONDS - 1
     assert "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;" in text
-    assert "Environment=WATCHPOST_PROXIES=1" in text
+    assert "\nWATCHPOST_PROXIES=1\n" in text
