@@ -26,7 +26,7 @@ workers = settings.workers or min(16, len(os.sched_getaffinity(0)))
 # gevent: with 16 connections it did 1.6 times the prompts of gthread with 16 threads, for 0.7 times the CPU of each, in
 # one run on two cores.
 worker_class = "app.server.worker.Worker"
-# Far more than are handled at a time: most are idle, and who is not let in can't be told to come back later.
+# Far more than are handled at a time: most are idle, and only an accepted client can be told to come back later.
 worker_connections = 10 * settings.connections
 backlog = 4096
 graceful_timeout = settings.graceful_seconds
@@ -54,7 +54,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = server.metrics
     os.environ["PROMETHEUS_MULTIPROC_PLACE"] = str(worker.place)
-    # Until a worker has handlers of its own it has the master's, which would swallow the signal to stop.
+    # Until a worker sets handlers of its own it has the master's, which would swallow the signal to stop.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
@@ -73,7 +73,7 @@ def post_worker_init(worker: Any) -> None:
         from app.server import preflight
 
         preflight.check(worker.wsgi.config["SETTINGS"])
-    # What is loaded now stays: the collector need not look through it again and again.
+    # Modules that are loaded now stay: the garbage collector need not scan them again and again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -93,7 +93,7 @@ def on_exit(server: Any) -> None:
 
 
 def _end_gracefully_on_interrupt(server: Any) -> None:
-    """Ctrl-C lets running requests finish, as SIGTERM does; SIGQUIT is gunicorn's quick way."""
+    """Let requests in progress finish on Ctrl-C, as on SIGTERM. SIGQUIT ends gunicorn at once."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         server.signal(signal.SIGTERM, frame)

@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -68,17 +68,20 @@ os.execv(command[0], command)
 
 
 @contextmanager
-def running(data_dir: str, extra_configuration: str = "") -> Iterator[str]:
+def running(
+    data_dir: str, extra_configuration: str = "", is_given_up: Callable[[], bool] = lambda: False
+) -> Iterator[str]:
     """Have the server run, created first if need be, and yield its database's URL.
 
-    At the end it is stopped, unless another process still uses it. Raises EmbeddedError.
+    is_given_up: asked every few seconds while a server does not start. At the end the server is stopped, unless another
+    process still uses it. Raises EmbeddedError.
     """
     cluster = cluster_folder(data_dir)
     make_folder(cluster.parent)
     with in_use(data_dir) as lock:
         with _one_at_a_time(cluster):
             fcntl.flock(lock, fcntl.LOCK_SH)
-            _start(cluster, extra_configuration)
+            _start(cluster, extra_configuration, is_given_up)
         try:
             yield url(data_dir)
         finally:
@@ -93,13 +96,13 @@ def in_use(data_dir: str) -> IO[str]:
     return _lock_file(cluster_folder(data_dir).parent / LOCK)
 
 
-def ensure_up(data_dir: str) -> bool:
+def ensure_up(data_dir: str, is_given_up: Callable[[], bool]) -> bool:
     """Start the server again if it died; whether it had. Raises EmbeddedError."""
     cluster = cluster_folder(data_dir)
     if _is_up(cluster):
         return False
     with _one_at_a_time(cluster):
-        _start(cluster, "")
+        _start(cluster, "", is_given_up)
     return True
 
 
@@ -114,7 +117,7 @@ def _lock_file(path: Path) -> IO[str]:
     return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
 
 
-def _start(cluster: Path, extra_configuration: str) -> None:
+def _start(cluster: Path, extra_configuration: str, is_given_up: Callable[[], bool]) -> None:
     open_to_server_user(cluster)
     own_folder(socket_folder(cluster))
     if not (cluster / "PG_VERSION").exists():
@@ -135,12 +138,12 @@ def _start(cluster: Path, extra_configuration: str) -> None:
             if not _is_up(cluster):
                 _clear_away(cluster)
                 log_file = str(cluster / "server.log")
-                run_program("pg_ctl", "start", "--wait", "--timeout=600", "-D", str(cluster), "-l", log_file)
+                run_program("pg_ctl", "start", "--wait", "--timeout=10", "-D", str(cluster), "-l", log_file)
             # It may be up, and still recover from a crash or shut down.
             _create_database(url(str(cluster.parent)))
             return
         except (EmbeddedError, psycopg.OperationalError) as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or is_given_up():
                 raise
             if logged != explain(error):
                 logged = explain(error)

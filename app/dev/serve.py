@@ -95,7 +95,7 @@ class Supervisor:
         cluster = cluster_folder(settings.data_dir)
         if not cluster.exists():
             self._console.step("PostgreSQL", f"is created in {cluster}, which takes some seconds")
-        stack.enter_context(embedded.running(settings.data_dir))
+        stack.enter_context(embedded.running(settings.data_dir, is_given_up=lambda: self._signals.is_stopping))
         # Children hold it too: the server runs until the last request is answered, whoever is killed before.
         lock = stack.enter_context(embedded.in_use(settings.data_dir))
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -161,10 +161,11 @@ class Supervisor:
 
     def _restart_database_if_dead(self) -> None:
         try:
-            if embedded.ensure_up(self._settings.data_dir):
+            if embedded.ensure_up(self._settings.data_dir, lambda: self._signals.is_stopping):
                 log.warning("the database server died and was started again")
         except Exception as error:
-            log.error("the database does not start: %s", explain(error))
+            if not self._signals.is_stopping:
+                log.error("the database does not start: %s", explain(error))
 
     def _stop(self, children: list[Child]) -> None:
         self._console.step("stopping", "running requests are finished")
