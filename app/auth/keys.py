@@ -16,7 +16,7 @@ from typing import Any
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet
 
-from app.files import sync
+from app.files import make_folder, sync
 from config.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class SigningKeys:
         return loaded
 
     def _change(self, change: Callable[[_Keys], _Keys]) -> _Keys:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with self._locked():
             keys = self._load().keys if self.path.exists() else []
             if keys and self._fault:

@@ -25,6 +25,7 @@ COMMANDS = {
     "spec": "spec:spec",
     "token": "tokens:token",
     "user": "erasure:user",
+    "worker": "worker:worker",
 }
 
 

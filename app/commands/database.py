@@ -15,13 +15,13 @@ def migrate(as_json: bool) -> None:
     import psycopg
 
     from app.db import migrations
-    from app.db.database import migration_url
-    from app.dev import embedded
+    from app.db.startup import explain
+    from app.db.urls import migration_url
 
     try:
         applied = migrations.apply(migration_url(settings()))
     except migrations.MigrationError as error:
         raise click.ClickException(str(error)) from None
     except psycopg.Error as error:
-        raise click.ClickException("the migration failed: " + embedded.explain(error)) from None
+        raise click.ClickException("the migration failed: " + explain(error)) from None
     show_values("name", applied, as_json)

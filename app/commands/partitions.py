@@ -9,8 +9,8 @@ from flask import current_app
 from app.commands.shell import as_json, group, show, show_values, with_database
 from app.db import owner, statement
 from app.db import partitions as monthly
-from app.db.database import owner_url
-from app.dev import embedded
+from app.db.startup import explain
+from app.db.urls import owner_url
 
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 
@@ -47,7 +47,7 @@ def ensure(months_ahead: int, most_moved: int, as_json: bool) -> None:
     try:
         found = monthly.ensure(owner_url(current_app.config["SETTINGS"]), months_ahead, most_moved)
     except psycopg.Error as error:
-        raise click.ClickException("can't make partitions: " + embedded.explain(error)) from None
+        raise click.ClickException("can't make partitions: " + explain(error)) from None
     show_values("name", [month["name"] for month in found if month["outcome"] == "created"], as_json)
     left = [f"{month['name']}: {LEFT[month['outcome']]}" for month in found if month["outcome"] != "created"]
     if left:

@@ -14,9 +14,9 @@ from app.commands import markdown, review_server
 from app.commands.markdown import code, row_count, size
 from app.commands.shell import as_json, command, settings, show, with_database
 from app.db import plans, statement
-from app.db.database import migration_url, writer_url
+from app.db.startup import explain
 from app.db.statements import FOLDER, names
-from app.dev import embedded
+from app.db.urls import migration_url, writer_url
 
 SELECT_TABLES = statement("review/select_tables")
 SELECT_COLUMNS = statement("review/select_columns")
@@ -57,7 +57,7 @@ def review(as_json: bool) -> None:
                 for part in parts:
                     click.echo("\n".join(part) + "\n")
     except psycopg.Error as error:
-        raise click.ClickException("the database can't be reviewed: " + embedded.explain(error)) from None
+        raise click.ClickException("the database can't be reviewed: " + explain(error)) from None
 
 
 def _section(text: str) -> dict[str, Any]:

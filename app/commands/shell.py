@@ -222,7 +222,7 @@ def _explanation(error: Exception) -> str | None:
         return str(error)
     # Needed only after a failure, and slow to import.
     from app.db import DatabaseError, diagnosis
-    from app.dev.embedded import EmbeddedError
+    from app.dev.programs import EmbeddedError
 
     if isinstance(error, EmbeddedError):
         return str(error)

@@ -7,7 +7,7 @@ import re
 import psycopg
 
 from app.db import errors, migrations
-from app.db.database import owner_url
+from app.db.urls import owner_url
 from config.settings import Settings
 
 CONNECT_SECONDS = 5

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from app.db import migrations
-from app.dev import embedded
+from app.dev import embedded, programs
 from tests.support.agent import Agent
 from tests.support.service import Service, as_role, prompt, registered, servers_of, serving, wait_for
 
@@ -64,8 +64,8 @@ def pair(folder: Path) -> Iterator[Pair]:
         host = psycopg.conninfo.conninfo_to_dict(primary)["host"]
         copy = folder / "standby" / "postgresql"
         copy.parent.mkdir(mode=0o755)
-        embedded._own_folder(copy)
-        embedded._run(
+        programs.own_folder(copy)
+        embedded.run_program(
             *("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(copy)),
             *("-d", f"host={host} user=postgres application_name={NAME}"),
         )

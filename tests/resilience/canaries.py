@@ -405,9 +405,8 @@ def database(site: Site, signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGA
 
 
 def _end_workers(site: Site, number: int) -> None:
-    for process in psutil.Process(site.service.process.pid).children():
-        if "app.dev.keeper" not in process.cmdline():
-            process.send_signal(number)
+    for process in site.service.workers():
+        process.send_signal(number)
 
 
 def operators(site: Site, folder: Path) -> None:
@@ -440,7 +439,7 @@ def operators(site: Site, folder: Path) -> None:
         away = {"WATCHPOST_DATABASE_URL": url, "WATCHPOST_OWNER_DATABASE_URL": url, "WATCHPOST_POOL_WAIT_SECONDS": "1"}
         _command(site, [*flask, "user", "erase", "--reason", "r", site.words["username"]], **away)
         _command(site, [*flask, "migrate"], **away)
-        _command(site, [sys.executable, "-m", "app.dev.keeper"], **away)
+        _command(site, [sys.executable, "-m", "app.dev.serve"], **away)
 
 
 def _command(site: Site, command: list[str], **environment: str) -> None:

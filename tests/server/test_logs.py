@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import select
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +22,7 @@ from flask.testing import FlaskClient
 from app.application import Watchpost
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.service import GUNICORN, ROOT, Service, serving
 
 TOKEN_ENDPOINT = "http://watchpost.test/api/auth/token"
 
@@ -189,3 +197,62 @@ def test_a_quiet_log_leaves_requests_out_and_keeps_faults(app: Watchpost, logged
     app.test_client().get("/livez")
     app.test_client().get("/broken")
     assert [line.get("exception") for line in logged()] == ["ZeroDivisionError"]
+
+
+def test_a_reader_of_the_log_that_stalls_stops_no_request_and_learns_what_was_dropped(
+    folder: Path, database_url: str
+) -> None:
+    """As `make run | less` does, or a journald that hangs."""
+    read_end, write_end = os.pipe()
+    service = Service(folder, stderr=write_end, database_url=database_url)
+    os.close(write_end)
+    log = b""
+    try:
+        service.wait_until_ready()
+        capacity = fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ)
+        # Each line has more than a hundred bytes.
+        for _ in range(capacity // 100):
+            assert service.get("/livez").status == 200
+        while select.select([read_end], [], [], 0)[0]:
+            log += os.read(read_end, 65536)
+        for _ in range(50):
+            service.get("/livez")
+        assert service.end() == 0
+        while part := os.read(read_end, 65536):
+            log += part
+    finally:
+        service.kill_everything()
+        os.close(read_end)
+    lines = [json.loads(line) for line in log.splitlines()]
+    dropped = sum(line.get("dropped", 0) for line in lines)
+    assert dropped > 0
+    assert sum(line["message"] == "request" and line["route"] == "/livez" for line in lines) + dropped >= 50
+
+
+def test_closed_standard_error_fails_no_request(folder: Path, database_url: str) -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *GUNICORN]
+    with serving(folder, command=command, database_url=database_url) as service:
+        assert [service.get(path).status for path in ("/livez", "/readyz", "/openapi.json", "/nowhere")] == [
+            200,
+            200,
+            200,
+            404,
+        ]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_log_that_is_a_socket_is_not_waited_for(kind: int) -> None:
+    """As journald's is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    script = """
+from app.telemetry.logging import OUTPUT
+for number in range(100_000):
+    OUTPUT.write("x" * 100)
+print("done", OUTPUT._dropped > 0)
+"""
+    with ours, theirs:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True)
+        assert done.stdout == b"done True\n"
+        # Other processes that share it may wait.
+        assert not fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK
