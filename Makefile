@@ -11,13 +11,13 @@ INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install 
 # The oldest PostgreSQL that is supported, and where Debian's packages put it.
 POSTGRESQL_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: help run demo test test-postgresql-15 test-pgbouncer test-nginx battery dba check audit lock format spec bench clean
+.PHONY: help run demo test test-postgresql-15 test-pgbouncer test-nginx battery dba check audit lock format spec bench clean clean-data
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "make %-19s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-run: .venv/service ## serve on WATCHPOST_BIND
-	@exec $(BIN)/gunicorn --config python:config.gunicorn wsgi:app
+run: .venv/service ## serve on WATCHPOST_BIND, with an embedded PostgreSQL unless WATCHPOST_DATABASE_URL is set
+	@trap "" HUP; exec $(BIN)/python -m app.dev.serve
 
 demo: .venv/tests ## play one laptop against a running service, or one of its own
 	@exec $(BIN)/python -m tests.demo
@@ -75,8 +75,11 @@ spec: .venv/service ## write docs/openapi.yaml and docs/configuration.md from th
 bench: .venv/bench ## measure against pgbench and a FastAPI peer; needs wrk; options in BENCH
 	@exec $(BIN)/python -m tests.bench $(BENCH)
 
-clean: ## remove what make installed, caches, and the data under .data
-	rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove what can be made again; data stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+clean-data: ## remove the embedded database and the signing keys, after a question; not while a service runs
+	@$(PYTHON) -m app.dev.clean_data
 
 .venv/service: config/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

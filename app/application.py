@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging.config
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from werkzeug.routing import MapAdapter
 from app.api import openapi, problems
 from app.api.bodies import MAX_BODY, Request
 from app.auth import Auth, token_endpoint
-from app.commands import COMMANDS
+from app.commands import Commands
 from app.db import database
 from app.ingest import readiness, writer
 from app.ingest.fast_path import FastPath
@@ -101,6 +102,9 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
     if settings.origins:
         CORS(
             app,
+            resources=re.compile("/api/"),
+            # Patterns that match a whole origin: flask-cors compares other entries without regard to case, or takes
+            # them for the beginning of a match.
             origins=settings.origins,
             methods=["POST", "GET"],
             allow_headers=["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"],
@@ -110,8 +114,7 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
             always_send=False,
             max_age=3600,
         )
-    for command in COMMANDS:
-        app.cli.add_command(command)
+    app.cli = Commands(name=app.name)
     app.wsgi_app = FastPath(app)  # type: ignore[method-assign]
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         # Who has no collector does without its imports too.

@@ -1,6 +1,6 @@
-"""Every setting of Watchpost. Each is an environment variable, read once when a process starts.
+"""Every setting of Watchpost. Each is a variable of the environment or of a file, read once when a process starts.
 
-The variable is the field's name in capitals behind `WATCHPOST_`: `pool_size` is `WATCHPOST_POOL_SIZE`.
+The variable is `WATCHPOST_` and the field's name in capitals: `pool_size` is `WATCHPOST_POOL_SIZE`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-PREFIX = "WATCHPOST_"
+from config import checks, sources
+from config.checks import PREFIX, SettingError
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+MAX_INTEGER = 2**31 - 1
+# A century, which is before any time that a client may report.
+MAX_DAYS = 36_500
 
-# A part that can't be read would be quoted by whoever tries, and may be half of a password.
-_HOST = r"(\[[0-9A-Fa-f:.]+\]|[^@/?#:,\[\]]*)(:[0-9]+)?"
-_DATABASE_URL = re.compile(rf"postgres(ql)?://([^@/?#]*@)?{_HOST}(,{_HOST})*([/?].*)?")
-_WRONG_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-class SettingError(ValueError):
-    """A setting has a value that can't be used. The message names the variable, never the value."""
+__all__ = ["PREFIX", "SettingError", "Settings", "load", "prepare_start", "unknown_variables", "variable"]
 
 
-def setting(default: Any, meaning: str, unit: str = "", least: int | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit, "least": least})
+def setting(default: Any, meaning: str, unit: str = "", least: int | None = None, most: int | None = None) -> Any:
+    """Declare a setting. least, most: the smallest and the largest integer that is allowed."""
+    most = most or (MAX_DAYS if unit == "days" else MAX_INTEGER)
+    metadata = {"meaning": meaning, "unit": unit, "least": least, "most": most}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Settings:
     access_token_seconds: int = setting(900, "lifetime of a device's access token", "s", 60)
     heartbeat_seconds: int = setting(60, "heartbeat interval that devices are told", "s", 1)
     cors_origins: str = setting("", "origins that browsers may call from, such as `chrome-extension://<id>`", "list")
-    workers: int = setting(0, "gunicorn worker processes; 0: one for each core, 16 at most", "processes", 0)
+    workers: int = setting(0, "gunicorn worker processes; 0: one for each core, 16 at most", "processes", 0, 1024)
     connections: int = setting(1000, "requests of up to 64 KiB that one worker handles at a time", "requests", 1)
     device_rate: int = setting(100, "requests of one device; over: 429; 0: no limit", "requests/s", 0)
     enrollment_rate: int = setting(100, "registrations with one enrolment; over: 429; 0: no limit", "requests/s", 0)
@@ -68,9 +68,11 @@ class Settings:
     pool_wait_seconds: int = setting(5, "wait for a database connection before the answer is 503", "s", 1)
     statement_timeout_ms: int = setting(5000, "time that one statement may take in the database", "ms", 1)
     prepare_statements: bool = setting(True, "prepare statements; `false` behind PgBouncer older than 1.22")
-    queue_rows: int = setting(2000, "rows of one kind that may wait in one worker before the answer is 503", "rows", 1)
-    set_rows: int = setting(500, "rows that share one statement and one commit", "rows", 1)
-    token_cache: int = setting(100_000, "verified tokens that one worker remembers", "tokens", 0)
+    queue_rows: int = setting(
+        2000, "rows of one record type that may wait in one worker before the answer is 503", "rows", 1
+    )
+    set_rows: int = setting(500, "rows of one group commit", "rows", 1)
+    token_cache: int = setting(100_000, "verified tokens that one worker caches", "tokens", 0)
     prompts_days: int = setting(0, "age at which retention deletes prompts; 0: never", "days", 0)
     extension_status_days: int = setting(0, "age at which retention deletes status reports; 0: never", "days", 0)
     compliance_events_days: int = setting(0, "age at which retention deletes compliance events; 0: never", "days", 0)
@@ -82,48 +84,55 @@ class Settings:
         return Path(self.signing_keys or Path(self.data_dir) / "signing-keys.json")
 
     @property
-    def origins(self) -> list[str]:
-        return self.cors_origins.replace(",", " ").split()
+    def origins(self) -> list[re.Pattern[str]]:
+        """Patterns of the allowed `Origin` headers. Raises SettingError."""
+        return [checks.origin_pattern(entry) for entry in self.cors_origins.replace(",", " ").split()]
 
 
 def variable(field: dataclasses.Field[Any]) -> str:
     return PREFIX + field.name.upper()
 
 
-def load(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings.
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a sentence for each WATCHPOST_ variable that is no setting, with the most similar name. Never a value."""
+    found = sources.unknown(sources.read(environ), map(variable, dataclasses.fields(Settings)))
+    return [f"{name} is not a setting" + (f": did you mean {similar}?" if similar else ".") for name, similar in found]
 
-    Raises SettingError when a value has the wrong type, is too small, or is no address.
-    """
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the settings. Raises SettingError, which names the variable."""
+    values = sources.read(environ)
     given: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
-        text = environ.get(variable(field), "").strip()
+        text = values.get(variable(field), "").strip()
         if text:
             given[field.name] = _parse(field, text)
     settings = Settings(**given)
+    checks.bind(settings.bind)
     if not settings.issuer:
+        if "," in settings.bind or settings.bind.startswith("unix:"):
+            raise SettingError(f"{PREFIX}ISSUER is needed unless {PREFIX}BIND is one host:port.")
         settings = dataclasses.replace(settings, issuer="http://" + settings.bind)
     settings = dataclasses.replace(settings, issuer=settings.issuer.rstrip("/"))
-    if not _is_address(settings.issuer):
-        raise SettingError("WATCHPOST_ISSUER must be an http:// or https:// address.")
+    checks.issuer(settings.issuer)
     for name in ("database_url", "owner_database_url", "read_database_url"):
-        address = getattr(settings, name)
-        if address and (not _DATABASE_URL.fullmatch(address) or _WRONG_ESCAPE.search(address)):
-            what = "must be a postgresql:// URL; in a password, what is no letter or digit is written as %XX"
-            raise SettingError(f"{PREFIX}{name.upper()} {what}.")
+        if address := getattr(settings, name):
+            checks.database_url(name.upper(), address)
     if settings.owner_database_url and not settings.database_url:
-        raise SettingError("WATCHPOST_OWNER_DATABASE_URL needs WATCHPOST_DATABASE_URL.")
+        raise SettingError(f"{PREFIX}OWNER_DATABASE_URL needs {PREFIX}DATABASE_URL.")
+    if settings.redis_url:
+        checks.redis_url(settings.redis_url)
+    settings.origins  # noqa: B018 (raises)
     if settings.log_level not in LOG_LEVELS:
-        raise SettingError(f"WATCHPOST_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
+        raise SettingError(f"{PREFIX}LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
     return settings
 
 
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+def prepare_start(settings: Settings) -> None:
+    """Check what only a start of the service can: its address and its data directory. Raises SettingError."""
+    checks.local_address(settings.bind)
+    if not settings.database_url or not settings.signing_keys:
+        checks.data_dir(Path(settings.data_dir))
 
 
 def _parse(field: dataclasses.Field[Any], text: str) -> Any:
@@ -134,11 +143,12 @@ def _parse(field: dataclasses.Field[Any], text: str) -> Any:
             return False
         raise SettingError(f"{variable(field)} must be true or false.")
     if isinstance(field.default, int):
-        try:
-            number = int(text)
-        except ValueError:
-            raise SettingError(f"{variable(field)} must be a whole number.") from None
-        if number < field.metadata["least"]:
-            raise SettingError(f"{variable(field)} must be at least {field.metadata['least']}.")
-        return number
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+            raise SettingError(f"{variable(field)} must be a whole number.")
+        least, most = field.metadata["least"], field.metadata["most"]
+        if not least <= int(text) <= most:
+            raise SettingError(f"{variable(field)} must be at least {least} and at most {most}.")
+        return int(text)
+    if not text.isprintable():
+        raise SettingError(f"{variable(field)} must be one line of printable characters.")
     return text

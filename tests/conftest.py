@@ -118,8 +118,8 @@ def template(server: str, pooler: str | None) -> Template:
     migrations.apply(template.url(template.name))
     # PgBouncer passes no other limits on than the role's: as `settings` has them.
     with psycopg.connect(template.url("postgres"), autocommit=True) as connection:
-        connection.execute("ALTER ROLE watchpost_writer SET lock_timeout = '30s'")
-        connection.execute("ALTER ROLE watchpost_writer SET statement_timeout = '60s'")
+        connection.execute("ALTER ROLE watchpost_writer SET lock_timeout = '60s'")
+        connection.execute("ALTER ROLE watchpost_writer SET statement_timeout = '120s'")
     return template
 
 
@@ -182,8 +182,8 @@ def settings_for(database_url: str, signing_keys: Path, folder: Path, pooler: st
         data_dir=str(folder),
         pool_size=4,
         # So long that a machine which stalls for some seconds fails no test; those of these limits set shorter ones.
-        pool_wait_seconds=30,
-        statement_timeout_ms=60_000,
+        pool_wait_seconds=60,
+        statement_timeout_ms=120_000,
     )
 
 
@@ -331,7 +331,7 @@ def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
             holder.execute(lock)
             answers = [pool.submit(request) for request in requests]
             # Less than they wait for it.
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 50
             while rows(waiting)[0]["n"] < len(requests):
                 assert time.monotonic() < deadline, "the requests don't wait for the lock"
                 time.sleep(0.01)

@@ -29,7 +29,7 @@ from urllib.parse import urlencode
 import psycopg
 from psycopg.rows import dict_row
 
-from app.db.database import owner_url
+from app.db.urls import owner_url
 from config.settings import SettingError, Settings, load
 from tests.support.agent import Agent
 
@@ -321,7 +321,7 @@ def started(environment: dict[str, str]) -> Iterator[None]:
     """Have a service run that is ready. Raises Off with its log when it does not get so far."""
     log: list[str] = []
     process = subprocess.Popen(
-        [str(BIN / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"],
+        [str(BIN / "python"), "-m", "app.dev.serve"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -117,11 +117,11 @@ def check_content_type(request: flask.Request) -> None:
 
 def parse(schema: Any, body: bytes) -> Any:
     """The JSON value of a body, for a schema (app.api.fields.Schema). Raises Problem 400 or 413."""
-    if json_values.has_more_values(body, schema.max_values):
-        detail = f"The body holds more than {schema.max_values} values."
-        raise problems.Problem(413, "content-too-large", "Content too large", detail)
     try:
-        value, may_have_violations = json_values.parse(body)
+        value, may_have_violations = json_values.parse(body, schema.max_values)
+    except json_values.TooManyValues:
+        detail = f"The body holds more than {schema.max_values} values."
+        raise problems.Problem(413, "content-too-large", "Content too large", detail) from None
     except ValueError:
         raise problems.invalid({"json": {"_schema": ["Not valid JSON."]}}, "The body is not JSON.") from None
     if may_have_violations:

@@ -14,6 +14,7 @@ import marshmallow as ma
 from marshmallow import fields
 
 from app.api import bodies, json_values
+from app.api.text import sanitize as sanitize
 
 # 2015-01-01T00:00:00Z, and how far a client's clock may run ahead.
 EARLIEST_MS = 1_420_070_400_000
@@ -21,8 +22,6 @@ AHEAD_MS = 24 * 3600 * 1000
 MAX_TEXT = 262_144
 MAX_LIST = 1000
 
-# PostgreSQL can hold neither; browsers produce both.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _IDENTIFIER = re.compile(r"[!-~]{1,128}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _MAC = re.compile(
@@ -88,11 +87,6 @@ class Answer(ma.Schema):
             value = obj[name]
             answer[name] = value if type(value) in (str, int) else field._serialize(value, name, obj)
         return answer
-
-
-def sanitize(text: str) -> str:
-    """The text with each NUL and lone surrogate as U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text) if not text.isascii() or "\x00" in text else text
 
 
 class Text(fields.Field[str]):

@@ -12,6 +12,8 @@ from typing import Any
 MAX_DEPTH = 32
 MAX_INTEGER = 2**64 - 1
 MIN_INTEGER = -(2**63)
+# Values in a text that is looked through for what is nested too deep.
+MAX_SCANNED_VALUES = 400_000
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
@@ -36,13 +38,25 @@ class _Found(ValueError):
     """A violation was found: the body is parsed once more, to say where."""
 
 
-def parse(body: bytes) -> tuple[Any, bool]:
+class TooManyValues(ValueError):
+    """The text holds more values than it may."""
+
+
+def parse(body: bytes, max_values: int) -> tuple[Any, bool]:
     """Parse JSON (RFC 8259). Bytes that are not UTF-8 become U+FFFD.
 
     Returns the value, and whether `violations` may find something in it: a number that is not finite or beyond 64 bits,
-    a duplicate key, nesting too deep. Raises ValueError for anything that is not JSON.
+    a duplicate key, nesting too deep. Raises ValueError for anything that is not JSON, TooManyValues.
     """
     text = body.decode("utf-8", "replace")
+    if _has_more_values(body, max_values):
+        if _has_more_values(body, MAX_SCANNED_VALUES):
+            raise TooManyValues
+        # What is nested too deep costs its item, and does not count.
+        text = _without_depths(text)
+        if _has_more_values(text.encode("utf-8", "replace"), max_values):
+            raise TooManyValues
+        return _locate(text), True
     try:
         # Without 33 brackets there can't be 33 levels.
         return _STRICT.decode(text), body.count(b"{") + body.count(b"[") > MAX_DEPTH
@@ -82,7 +96,7 @@ def _without_depths(text: str) -> str:
     return "".join(pieces)
 
 
-def has_more_values(body: bytes, limit: int) -> bool:
+def _has_more_values(body: bytes, limit: int) -> bool:
     """Whether a JSON text holds more values than `limit`, told by its separators, without parsing it."""
     if body.count(b",") + body.count(b"{") + body.count(b"[") <= limit:
         return False

@@ -18,12 +18,12 @@ from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from flask_smorest.utils import deepupdate
 
+from app import __version__
 from app.api import problems, scopes
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 TITLE = "Watchpost"
-VERSION = "1"
 ABOUT = """\
 The write API behind a dashboard that shows how a company uses AI tools. A native agent on each laptop and an extension
 in each browser profile POST what they see.
@@ -131,7 +131,7 @@ def _json_schema(self: Any, field: ma.fields.Field[Any], **kwargs: Any) -> dict[
 def init_app(app: Flask, blueprints: list[Any]) -> None:
     app.config.update(
         API_TITLE=TITLE,
-        API_VERSION=VERSION,
+        API_VERSION=__version__,
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         OPENAPI_SWAGGER_UI_PATH="/docs",

@@ -14,7 +14,6 @@ from authlib.oauth2 import OAuth2Error
 from authlib.oauth2.rfc6750.errors import InsufficientScopeError, InvalidTokenError
 from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
 from flask import Flask, current_app, g, request
-from joserfc import jwt
 from werkzeug.local import LocalProxy
 
 from app.api import problems
@@ -23,6 +22,7 @@ from app.api.openapi import documented
 from app.api.scopes import REGISTER
 from app.auth import jws
 from app.auth.keys import SIGNING_ALGORITHM, SigningKeys
+from app.auth.signing import access_token
 from app.limits.admission import CRITICAL, Slots, acquire_slots
 from app.limits.rates import Limits, limits
 from app.telemetry import metrics
@@ -66,23 +66,7 @@ class Auth:
 
     def sign(self, subject: str, token_id: str, scope: str, seconds: int, **claims: Any) -> str:
         """Make an access token (RFC 9068) that is valid for so many seconds."""
-        now = int(time.time())
-        return jwt.encode(
-            {"alg": SIGNING_ALGORITHM, "typ": "at+jwt"},
-            {
-                "iss": self.issuer,
-                "aud": self.issuer,
-                "sub": subject,
-                "client_id": subject,
-                "iat": now,
-                "exp": now + seconds,
-                "jti": token_id,
-                "scope": scope,
-                **claims,
-            },
-            self.keys.signing,
-            algorithms=[SIGNING_ALGORITHM],
-        )
+        return access_token(self.keys, self.issuer, subject, token_id, scope, seconds, **claims)
 
     def cached(self, text: str) -> Principal | None:
         """What an access token says that was verified before and still is valid, else None."""

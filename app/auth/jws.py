@@ -1,6 +1,6 @@
-"""Signed tokens as text: taken apart without trusting a byte, and verified with one pinned algorithm.
+"""Parsing and verification of signed tokens: every byte is untrusted, and the algorithm is pinned.
 
-JWS compact serialization (RFC 7515), JWT (RFC 7519), with RFC 8725's advice.
+JWS compact serialization (RFC 7515), JWT (RFC 7519), best current practice (RFC 8725).
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from joserfc.jwk import Key, KeySet
 from joserfc.jws import JWSRegistry
 
 from app.api import json_values
+from app.api.text import is_name as is_name
 
 MAX_TOKEN = 8192
-# Everything that could name a key (jku, x5u, jwk, x5c) or change the rules (crit, b64) is refused.
-HEADERS = {"alg", "typ", "kid"}
+# Header members that bring a key or change how the token is read. Members that do neither (x5t, cty, ...) are ignored.
+REFUSED_HEADERS = {"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip"}
 LEEWAY_SECONDS = 60
-# base64url without padding (RFC 7515, section 2). Bits of the last character that carry nothing are zero (RFC 4648,
-# section 3.5): so what was signed once has one spelling.
+# base64url without padding (RFC 7515, section 2). Unused bits of the last character must be zero (RFC 4648,
+# section 3.5), so that a token has exactly one spelling.
 _PART = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{4}|[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])"
 _FORM = re.compile(rf"{_PART}\.{_PART}\.{_PART}")
 
-# RFC 9864 gives EdDSA with Ed25519 a new name; devices go on using the old one (RFC 8037).
+# joserfc warns that RFC 9864 renames EdDSA with Ed25519; devices use the name of RFC 8037.
 warnings.filterwarnings("ignore", message=".*EdDSA", category=SecurityWarning)
 
 
 class TokenRefused(ValueError):
-    """Not a token that can be accepted. The message is constant text.
+    """The token is not accepted. The message is constant text and quotes nothing of the token.
 
-    reason: what operators count refusals by; one word of a few.
+    reason: label of the metric `watchpost_tokens_refused`: one of a fixed set of words.
     """
 
     def __init__(self, message: str, reason: str = "claims") -> None:
@@ -42,8 +43,17 @@ class TokenRefused(ValueError):
         self.reason = reason
 
 
+class _Registry(JWSRegistry):
+    """joserfc's registry, without its check of the header: `verified` makes that check first, by our own rules."""
+
+    max_header_length = MAX_TOKEN
+
+    def check_header(self, header: Any) -> None:
+        pass
+
+
 def unverified(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token whose signature is not checked. Raises TokenRefused."""
+    """Return header and claims of a token without a check of its signature. Raises TokenRefused."""
     if len(text) > MAX_TOKEN or not _FORM.fullmatch(text):
         raise TokenRefused("Not a signed token.", "malformed")
     header, claims, _signature = text.split(".")
@@ -51,21 +61,26 @@ def unverified(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def verified(text: str, key: Key | KeySet, algorithm: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token signed by the key with this algorithm. Raises TokenRefused."""
+    """Return header and claims of a token that the key signed with this algorithm. Raises TokenRefused."""
     header, claims = unverified(text)
-    if not set(header) <= HEADERS or not all(isinstance(value, str) for value in header.values()):
+    if not REFUSED_HEADERS.isdisjoint(header) or not all(
+        isinstance(header.get(name, ""), str) for name in ("alg", "typ", "kid")
+    ):
         raise TokenRefused("Not an accepted header.", "header")
     if header.get("alg") != algorithm:
         raise TokenRefused("Not the algorithm of the key.", "algorithm")
     try:
-        jwt.decode(text, key, algorithms=[algorithm], registry=JWSRegistry(algorithms=[algorithm]))
+        jwt.decode(text, key, algorithms=[algorithm], registry=_Registry(algorithms=[algorithm]))
     except (JoseError, ValueError, TypeError):
         raise TokenRefused("The signature is not valid.", "signature") from None
     return header, claims
 
 
 def check_times(claims: dict[str, Any], now: float) -> None:
-    """exp must be there and to come, nbf and iat past, with the leeway (RFC 7519, section 4.1). Raises TokenRefused."""
+    """Check `exp` (required), `nbf` and `iat` against now, in epoch seconds (RFC 7519, section 4.1).
+
+    LEEWAY_SECONDS of clock skew are allowed. Raises TokenRefused.
+    """
     for name in ("exp", "nbf", "iat"):
         if name not in claims and name != "exp":
             continue
@@ -78,19 +93,14 @@ def check_times(claims: dict[str, Any], now: float) -> None:
             raise TokenRefused("The token is not valid yet.", "not_yet_valid")
 
 
-def is_name(value: Any, longest: int = 256) -> bool:
-    """Whether a claim is printable ASCII text of a bounded length."""
-    return isinstance(value, str) and 0 < len(value) <= longest and value.isascii() and value.isprintable()
-
-
 def _object(part: str) -> dict[str, Any]:
     try:
         decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
         # A body's broken characters are mended, a token's are not.
         decoded.decode("utf-8")
-        value, suspicious = json_values.parse(decoded)
+        value, may_have_violations = json_values.parse(decoded, MAX_TOKEN)
     except (ValueError, binascii.Error):
         raise TokenRefused("Not a signed token.", "malformed") from None
-    if not isinstance(value, dict) or (suspicious and any(json_values.violations(value))):
+    if not isinstance(value, dict) or (may_have_violations and any(json_values.violations(value))):
         raise TokenRefused("Not a signed token.", "malformed")
     return value

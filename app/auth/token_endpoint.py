@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-import uuid
+import logging
 from typing import Any
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
@@ -16,149 +14,30 @@ from authlib.oauth2.rfc6749 import OAuth2Request
 from authlib.oauth2.rfc6749.errors import (
     InvalidClientError,
     InvalidRequestError,
+    InvalidScopeError,
     OAuth2Error,
     UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
-from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
 from flask import Flask, Response, current_app, g, json
 from flask import request as flask_request
 from joserfc.jwk import KeySet
 from werkzeug.datastructures import MultiDict
 
-from app.api import scopes
+from app.api import problems, scopes
 from app.auth import jws
+from app.auth.client_assertion import ClientAssertion, DeviceClient, query_client
 from app.auth.guard import auth
-from app.auth.keys import DUMMY_KEYS, SIGNING_ALGORITHM, DeviceKey, device_key
-from app.db import db, statement
+from app.auth.keys import SIGNING_ALGORITHM, SigningKeysUnavailable
 from app.limits.admission import NORMAL, acquire_slots
 from app.limits.rates import limits
 from app.telemetry import metrics
 
-SELECT_KEY = statement("devices/select_key")
-USE_ASSERTION = statement("auth/use_assertion")
+log = logging.getLogger(__name__)
 
-MAX_ASSERTION_SECONDS = 300
 MAX_FORM = 32 * 1024
 FORM = "application/x-www-form-urlencoded"
-FAILED = "Client authentication failed."
-
-
-class DeviceClient:
-    """A device as an OAuth client (Authlib's ClientMixin)."""
-
-    def __init__(self, device_id: str, key: DeviceKey, revoked: bool) -> None:
-        self.device_id = device_id
-        self.key = key
-        self.revoked = revoked
-
-    def get_client_id(self) -> str:
-        return self.device_id
-
-    def check_grant_type(self, grant_type: str) -> bool:
-        return bool(grant_type == ClientCredentialsGrant.GRANT_TYPE)
-
-    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
-        return bool(method == JWTBearerClientAssertion.CLIENT_AUTH_METHOD)
-
-    def get_allowed_scope(self, scope: str | None) -> str:
-        """What was asked for, once each; without a scope, all that a device may have."""
-        return " ".join(dict.fromkeys((scope or "").split() or scopes.WRITE))
-
-
-def query_client(device_id: str) -> DeviceClient | None:
-    """The device. One that there is not gets a key that nobody has, so that to refuse it takes as long."""
-    if not jws.is_name(device_id, 128):
-        return None
-    [found] = db.run(SELECT_KEY, device_id=device_id, nobodys_key=DUMMY_KEYS[SIGNING_ALGORITHM].pem)
-    if not found["is_known"]:
-        g.refused = "unknown_device"
-    return DeviceClient(device_id, device_key(found["public_key_pem"]), found["is_revoked"])
-
-
-class ClientAssertion(JWTBearerClientAssertion):
-    """Authlib's RFC 7523 client authentication, with what it leaves to us: headers, lifetimes, each jti once.
-
-    Until the signature is verified every failure reads the same and takes the same time, so that nobody learns which
-    devices exist, nor what kind of key one has.
-    """
-
-    def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        try:
-            return jws.unverified(assertion)
-        except jws.TokenRefused as refusal:
-            g.refused = refusal.reason
-            raise InvalidClientError(description=FAILED) from None
-
-    def __call__(self, query_client: Any, request: Any) -> Any:
-        try:
-            return super().__call__(query_client, request)
-        except InvalidClientError as error:
-            # Authlib tells an unknown client from a wrong signature; strangers must not.
-            if request.client is None:
-                raise InvalidClientError(description=FAILED) from None
-            raise error
-
-    def resolve_client_public_key(self, client: DeviceClient) -> Any:
-        # The DeviceKey itself: process_assertion_claims needs its algorithm too.
-        return client.key
-
-    def process_assertion_claims(self, assertion: str, resolve_key: Any) -> dict[str, Any]:
-        key: DeviceKey = resolve_key
-        algorithm = jws.unverified(assertion)[0].get("alg")
-        if isinstance(algorithm, str) and algorithm != key.algorithm and algorithm in DUMMY_KEYS:
-            # It is refused below; the time it takes must not tell that the key is of another kind.
-            with contextlib.suppress(jws.TokenRefused):
-                jws.verified(assertion, DUMMY_KEYS[algorithm].jwk, algorithm)
-        try:
-            header, claims = jws.verified(assertion, key.jwk, key.algorithm)
-        except jws.TokenRefused as refusal:
-            g.setdefault("refused", refusal.reason)
-            raise InvalidClientError(description=FAILED) from None
-        limits.count(str(claims.get("sub"))[:128], "token")
-        try:
-            self._check(header, claims)
-        except jws.TokenRefused as refusal:
-            g.refused = refusal.reason
-            raise InvalidClientError(description=str(refusal)) from None
-        self.verify_claims(claims)
-        return claims
-
-    def _check(self, header: dict[str, Any], claims: dict[str, Any]) -> None:
-        if header.get("typ", "JWT").lower() not in ("jwt", "client-authentication+jwt"):
-            raise jws.TokenRefused("Not a client assertion.")
-        now = time.time()
-        jws.check_times(claims, now)
-        if claims["exp"] > now + MAX_ASSERTION_SECONDS + jws.LEEWAY_SECONDS:
-            raise jws.TokenRefused("Claim exp must be at most 5 minutes away.")
-        for name in ("iss", "sub", "jti"):
-            if not jws.is_name(claims.get(name)):
-                raise jws.TokenRefused(f"Claim {name} must be a string of 1 to 256 characters.")
-        # RFC 7521, section 4.2: a client_id beside the assertion must be the same client's.
-        if flask_request.form.get("client_id", claims["sub"]) != claims["sub"]:
-            raise jws.TokenRefused("The client_id is not the assertion's.")
-        audience = claims.get("aud")
-        audiences = audience if isinstance(audience, list) else [audience]
-        if not all(isinstance(value, str) for value in audiences):
-            raise jws.TokenRefused("Claim aud must be a string or a list of strings.")
-
-    def get_audiences(self) -> list[str]:
-        return [auth.token_endpoint, auth.issuer]
-
-    def validate_jti(self, claims: dict[str, Any], jti: str) -> bool:
-        expires_at = claims["exp"] + jws.LEEWAY_SECONDS
-        use = {"device_id": claims["sub"], "jti": jti, "use_id": uuid.uuid4(), "expires_at": expires_at}
-        is_new = bool(db.run(USE_ASSERTION, **use))
-        if not is_new:
-            g.refused = "replayed"
-        return is_new
-
-    def authenticate_client(self, client: DeviceClient) -> DeviceClient:
-        if client.revoked:
-            g.refused = "revoked"
-            raise InvalidClientError(description="The device is revoked.")
-        return client
 
 
 class ClientCredentials(ClientCredentialsGrant):
@@ -186,18 +65,17 @@ class _FormOnly(FlaskOAuth2Payload):
 
 class _TokenRequest(FlaskOAuth2Request):
     def __init__(self) -> None:
-        # The public address: a proxy may have ended TLS before us, and Authlib insists on it.
+        # The public address: Authlib requires https, and a proxy may terminate TLS.
         OAuth2Request.__init__(self, flask_request.method, auth.token_endpoint, headers=flask_request.headers)
         self._request = flask_request
         self.payload = _FormOnly(flask_request)
 
 
 class TokenEndpoint(AuthorizationServer):
-    """Authlib's authorization server, with one grant, one way to authenticate, and our errors."""
+    """Authlib's authorization server with one grant, one client authentication method, and our error bodies."""
 
     def init_app(self, app: Flask, query_client: Any = None, save_token: Any = None) -> None:
         super().init_app(app, query_client, save_token)
-        self.scopes_supported = list(scopes.WRITE)
         settings = app.extensions["auth"].settings
         self.register_token_generator(
             "default",
@@ -210,6 +88,11 @@ class TokenEndpoint(AuthorizationServer):
     def create_oauth2_request(self, request: Any) -> _TokenRequest:
         return _TokenRequest()
 
+    def validate_requested_scope(self, scope: str | None) -> None:
+        """Raise InvalidScopeError when scopes are requested and a device may have none of them."""
+        if (requested := (scope or "").split()) and not set(requested) & set(scopes.WRITE):
+            raise InvalidScopeError(description="None of these scopes is for devices.")
+
     def create_token_response(self, request: Any = None) -> Response:
         error: OAuth2Error | None = None
         form = flask_request.form if flask_request.mimetype == FORM else MultiDict()
@@ -218,7 +101,7 @@ class TokenEndpoint(AuthorizationServer):
         elif not form.get("grant_type"):
             error = InvalidRequestError(description="The form lacks grant_type.")
         elif any(len(form.getlist(name)) > 1 for name in form):
-            error = InvalidRequestError(description="A parameter stands twice.")
+            error = InvalidRequestError(description="A parameter is repeated.")
         elif form["grant_type"] == ClientCredentialsGrant.GRANT_TYPE and not form.get("client_assertion"):
             error = InvalidClientError(description="The form lacks client_assertion.")
         if error is not None:
@@ -230,12 +113,12 @@ class TokenEndpoint(AuthorizationServer):
         return Response(json.dumps(payload), status_code, headers)
 
     def handle_error_response(self, request: Any, error: OAuth2Error) -> Response:
-        """RFC 6749, section 5.2, with the members of RFC 9457 beside it."""
+        """Return an error body with the members of RFC 6749, section 5.2, and of RFC 9457."""
         metrics.token_refused("assertion", g.pop("refused", error.error))
         status = 401 if isinstance(error, InvalidClientError) else 400
         description = error.get_error_description() or "The request was refused."
         if isinstance(error, UnsupportedGrantTypeError):
-            # Authlib quotes what was sent.
+            # Authlib's own text quotes the request.
             description = "The grant_type must be client_credentials."
         body = {
             "error": error.error,
@@ -255,12 +138,13 @@ class TokenEndpoint(AuthorizationServer):
 
 
 def respond() -> Response:
-    # Far more than an assertion needs, and little enough for strangers to make us parse.
+    """Answer the current request to the token endpoint. Raises Problem 413, 429, 503."""
+    # Well above the size of an assertion, and a small cost when a stranger sends it.
     flask_request.max_content_length = flask_request.max_form_memory_size = MAX_FORM
     limits.check_address()
     endpoint: TokenEndpoint = current_app.extensions["token_endpoint"]
     with acquire_slots(limits.admission, NORMAL, MAX_FORM) as g.slots:
-        # Whoever sends slowly holds its slots for long: one address may not hold everybody's.
+        # A client that sends slowly holds its slots for long: one address may not hold everybody's.
         g.slots.charge(f"address {limits.address()}")
         response = endpoint.create_token_response()
     if response.status_code >= 400:
@@ -269,8 +153,27 @@ def respond() -> Response:
 
 
 def init_app(app: Flask) -> None:
-    TokenEndpoint().init_app(app, query_client, _forget)
+    """Add the token endpoint, and the answer while there are no signing keys. Reads the keys, if there are any."""
+    app.extensions["auth"].keys.preload()
+    app.register_error_handler(SigningKeysUnavailable, _without_keys)
+    TokenEndpoint().init_app(app, query_client, _discard)
 
 
-def _forget(token: dict[str, Any], request: Any) -> None:
-    """Access tokens are not stored: they carry what is needed to verify them."""
+def signing_keys_unavailable() -> problems.Problem:
+    """The refusal while the signing-key file can't be used."""
+    return problems.Problem(
+        503,
+        "signing-keys-unavailable",
+        "Service unavailable",
+        "The signing-key file (WATCHPOST_SIGNING_KEYS) is missing, empty or half-written.",
+        headers={"Retry-After": str(problems.RETRY_SECONDS)},
+    )
+
+
+def _without_keys(error: Exception) -> Response:
+    log.error("no signing keys: %s", error)
+    return problems.respond(signing_keys_unavailable())
+
+
+def _discard(token: dict[str, Any], request: Any) -> None:
+    """Authlib requires a function that saves a token. Access tokens are self-contained, so none is saved."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from app.api.fields import sanitize
-from app.commands.shell import as_json, show, with_database
+from app.api.text import sanitize
+from app.commands.shell import as_json, group, show, with_database
 from app.db import Statement, owner, statement
 
 INSERT_ENTRY = statement("audit/insert_entry")
@@ -56,7 +56,7 @@ def _operator() -> str:
         return f"uid {os.getuid()}"
 
 
-@click.group()
+@group()
 def audit() -> None:
     """The audit log: what operators did."""
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import click
-import psycopg
-from flask import current_app
 
-from app.commands.shell import with_database
-from app.db import migrations
-from app.db.database import migration_url
-from app.dev import embedded
+from app.commands.shell import as_json, command, settings, show_values, with_new_database
 
 
-@click.command()
-@with_database
-def migrate() -> None:
+@command()
+@as_json
+@with_new_database
+def migrate(as_json: bool) -> None:
     """Apply pending migrations and print their names. `make run` does the same."""
+    import psycopg
+
+    from app.db import migrations
+    from app.db.startup import explain
+    from app.db.urls import migration_url
+
     try:
-        for name in migrations.apply(migration_url(current_app.config["SETTINGS"])):
-            click.echo(name)
+        applied = migrations.apply(migration_url(settings()))
     except migrations.MigrationError as error:
         raise click.ClickException(str(error)) from None
     except psycopg.Error as error:
-        raise click.ClickException("the migration failed: " + embedded.explain(error)) from None
+        raise click.ClickException("the migration failed: " + explain(error)) from None
+    show_values("name", applied, as_json)

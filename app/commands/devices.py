@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from app.commands.audit import audited
-from app.commands.shell import as_json, show, show_one, with_database
+from app.commands.erasure import erase_device
+from app.commands.shell import NotFound, as_json, group, show, show_one, with_database
 from app.db import Statement, reader, statement
 
 SELECT_DEVICES = statement("devices/select_devices")
@@ -19,7 +20,7 @@ FORGET_KEY = statement("devices/forget_key")
 PAGE = 1000
 
 
-@click.group()
+@group()
 def device() -> None:
     """Devices: the laptops that an agent runs on."""
 
@@ -42,7 +43,7 @@ def list_(limit: int, as_json: bool) -> None:
 @as_json
 @with_database
 def show_(device_id: str, as_json: bool) -> None:
-    """Show what is known of a device."""
+    """Show what is stored about a device."""
     _show(reader.run(SELECT_DEVICE, device_id=device_id) if device_id.isprintable() else [], as_json)
 
 
@@ -51,7 +52,7 @@ def show_(device_id: str, as_json: bool) -> None:
 @as_json
 @with_database
 def revoke(device_id: str, as_json: bool) -> None:
-    """Revoke a device: its very next request is refused."""
+    """Revoke a device: its next request is refused."""
     _act("device.revoke", REVOKE_DEVICE, device_id, as_json)
 
 
@@ -79,5 +80,8 @@ def _act(action: str, wanted: Statement, device_id: str, as_json: bool) -> None:
 
 def _show(found: list[dict[str, Any]], as_json: bool) -> None:
     if not found:
-        raise click.ClickException("there is no such device")
+        raise NotFound("there is no such device")
     show_one(found[0], as_json)
+
+
+device.add_command(erase_device)

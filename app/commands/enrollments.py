@@ -8,10 +8,11 @@ import uuid
 import click
 
 from app.api import scopes
-from app.api.fields import sanitize
-from app.auth import auth
+from app.api.text import sanitize
+from app.auth import signing
 from app.commands.audit import audited
-from app.commands.shell import Duration, as_json, show, show_one, with_database
+from app.commands.shell import Duration, NotFound, Words, as_json, group, settings, show, show_one, with_database
+from app.commands.signing import signing_keys
 from app.db import owner, statement
 
 INSERT_ENROLLMENT = statement("auth/insert_enrollment")
@@ -19,23 +20,24 @@ SELECT_ENROLLMENTS = statement("auth/select_enrollments")
 REVOKE_ENROLLMENT = statement("auth/revoke_enrollment")
 
 
-@click.group()
+@group()
 def enrollment() -> None:
-    """Enrolment tokens: what an installer ships so that devices can register."""
+    """Enrolment tokens: an installer ships one so that devices can register."""
 
 
 @enrollment.command()
-@click.option("--label", required=True, help="What you call it.")
+@click.option("--label", required=True, type=Words(), help="A name for people.")
 @click.option("--max-uses", required=True, type=click.IntRange(1, 2**31 - 1), help="Devices that may register.")
 @click.option("--expires-in", required=True, type=Duration(), help="Such as 12h or 30d.")
 @as_json
 @with_database
 def create(label: str, max_uses: int, expires_in: int, as_json: bool) -> None:
-    """Mint an enrolment token and print it. It is shown this once."""
-    auth.keys.ensure()
+    """Mint an enrolment token and print it. It is never shown again."""
     enrollment_id = str(uuid.uuid4())
     expires_at = int(time.time()) + expires_in
-    token = auth.sign(f"enrollment:{enrollment_id}", enrollment_id, scopes.REGISTER, expires_in)
+    with signing_keys() as keys:
+        subject = f"enrollment:{enrollment_id}"
+        token = signing.access_token(keys, settings().issuer, subject, enrollment_id, scopes.REGISTER, expires_in)
     audited(
         "enrollment.create",
         enrollment_id,
@@ -65,8 +67,8 @@ def list_(as_json: bool) -> None:
 @as_json
 @with_database
 def revoke(enrollment_id: uuid.UUID, as_json: bool) -> None:
-    """Revoke an enrolment: nobody registers with it any more. Devices already registered stay."""
+    """Revoke an enrolment: no device can register with it. Devices already registered stay."""
     found = audited("enrollment.revoke", str(enrollment_id), REVOKE_ENROLLMENT, enrollment_id=enrollment_id)
     if not found:
-        raise click.ClickException(f"there is no enrolment {enrollment_id}")
+        raise NotFound(f"there is no enrolment {enrollment_id}")
     show_one(found[0], as_json)

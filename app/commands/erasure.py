@@ -11,10 +11,10 @@ import sys
 
 import click
 
-from app.api.fields import sanitize
+from app.api.text import sanitize
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
-from app.commands.shell import as_json, show_one, with_database
+from app.commands.shell import NotFound, Words, as_json, command, group, show_one, with_database
 from app.db import Statement, owner, statement
 
 ERASE_DEVICE = statement("erasure/erase_device")
@@ -30,9 +30,9 @@ SELECT_DEVICE = statement("devices/select_device")
 SELECT_HOLDS = statement("holds/select_holds")
 
 
-@click.command("erase")
+@command("erase")
 @click.argument("device_id", metavar="ID")
-@click.option("--reason", required=True, help="Who asked for it, and why. Name no person: this is kept.")
+@click.option("--reason", required=True, type=Words(), help="Who asked for it, and why. Name no person: this is kept.")
 @as_json
 @with_database
 def erase_device(device_id: str, reason: str, as_json: bool) -> None:
@@ -42,11 +42,11 @@ def erase_device(device_id: str, reason: str, as_json: bool) -> None:
     any of its rows is under a legal hold.
     """
     if not device_id.isprintable() or not owner.run(SELECT_DEVICE, device_id=device_id):
-        raise click.ClickException("there is no such device")
+        raise NotFound("there is no such device")
     _erase("device", device_id, reason, {"device_id": device_id, "username": None}, as_json)
 
 
-@click.group()
+@group()
 def user() -> None:
     """People, by the names that extensions report."""
 
@@ -68,7 +68,7 @@ def _name(context: click.Context, parameter: click.Parameter, given: str) -> str
 
 @user.command("erase")
 @click.argument("username", metavar="NAME", callback=_name)
-@click.option("--reason", default="", help="Who asked for it, and why. Name no person: this is kept.")
+@click.option("--reason", required=True, type=Words(), help="Who asked for it, and why. Name no person: this is kept.")
 @as_json
 @with_database
 def erase_user(username: str, reason: str, as_json: bool) -> None:

@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 
 import click
 
-from app.api.fields import sanitize
-from app.auth.jws import is_name
+from app.api.text import is_name, sanitize
 from app.commands.audit import audited
-from app.commands.shell import as_json, show, show_one, with_database
+from app.commands.shell import NotFound, Words, as_json, group, show, show_one, with_database
 from app.db import owner, statement
 
 INSERT_HOLD = statement("holds/insert_hold")
@@ -21,7 +20,7 @@ SELECT_HOLDS = statement("holds/select_holds")
 DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
 
-@click.group()
+@group()
 def hold() -> None:
     """Legal holds: evidence that neither retention nor erasure touches."""
 
@@ -30,10 +29,13 @@ def hold() -> None:
 @click.option("--device", "device_id", help="Only this device's rows.")
 @click.option("--from", "since", type=DATE, help="Only rows of this time (UTC) or later.")
 @click.option("--to", "until", type=DATE, help="Only rows before this time (UTC).")
-@click.option("--reason", required=True, help="Who asked for it, and why.")
+@click.option("--future", is_flag=True, help="Take a device that is not known yet.")
+@click.option("--reason", required=True, type=Words(), help="Who asked for it, and why.")
 @as_json
 @with_database
-def create(device_id: str | None, since: datetime | None, until: datetime | None, reason: str, as_json: bool) -> None:
+def create(
+    device_id: str | None, since: datetime | None, until: datetime | None, future: bool, reason: str, as_json: bool
+) -> None:
     """Hold the rows of a device, of a time, or of a device in a time, and print the hold's id."""
     if device_id is not None and not is_name(device_id, 128):
         # Such as a variable of the shell that was not set: the hold would be of nothing.
@@ -42,8 +44,8 @@ def create(device_id: str | None, since: datetime | None, until: datetime | None
         raise click.UsageError("say what to hold: --device, --from, --to")
     if since and until and since >= until:
         raise click.BadParameter("must be later than --from", param_hint="--to")
-    if device_id and not owner.run(SELECT_DEVICE, device_id=device_id):
-        click.echo(f"there is no device {device_id} yet; what it will report is held", err=True)
+    if device_id and not future and not owner.run(SELECT_DEVICE, device_id=device_id):
+        raise NotFound("there is no such device; with --future its reports will be held")
     hold_id = uuid.uuid4()
     parameters = {"hold_id": hold_id, "device_id": device_id, "reason": sanitize(reason)}
     audited("hold.create", str(hold_id), INSERT_HOLD, from_ms=_ms(since), to_ms=_ms(until), **parameters)
@@ -70,7 +72,7 @@ def release(hold_id: uuid.UUID, as_json: bool) -> None:
     """Release a hold: retention and erasure may touch its rows again."""
     found = audited("hold.release", str(hold_id), RELEASE_HOLD, hold_id=hold_id)
     if not found:
-        raise click.ClickException(f"there is no hold {hold_id}")
+        raise NotFound(f"there is no hold {hold_id}")
     show_one(found[0], as_json)
 
 

@@ -6,11 +6,11 @@ import click
 import psycopg
 from flask import current_app
 
-from app.commands.shell import as_json, show, with_database
+from app.commands.shell import as_json, group, show, show_values, with_database
 from app.db import owner, statement
 from app.db import partitions as monthly
-from app.db.database import owner_url
-from app.dev import embedded
+from app.db.startup import explain
+from app.db.urls import owner_url
 
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 
@@ -20,7 +20,7 @@ LEFT = {
 }
 
 
-@click.group()
+@group()
 def partitions() -> None:
     """Partitions: the months that prompts, extension status and compliance events are kept in."""
 
@@ -40,16 +40,15 @@ def partitions() -> None:
     type=click.IntRange(0, 2**62),
     help="Rows of one month that may move from the default partition, while writers wait.",
 )
+@as_json
 @with_database
-def ensure(months_ahead: int, most_moved: int) -> None:
+def ensure(months_ahead: int, most_moved: int, as_json: bool) -> None:
     """Make the partitions that are missing and print their names. The running service does so once a day."""
     try:
         found = monthly.ensure(owner_url(current_app.config["SETTINGS"]), months_ahead, most_moved)
     except psycopg.Error as error:
-        raise click.ClickException("can't make partitions: " + embedded.explain(error)) from None
-    for month in found:
-        if month["outcome"] == "created":
-            click.echo(month["name"])
+        raise click.ClickException("can't make partitions: " + explain(error)) from None
+    show_values("name", [month["name"] for month in found if month["outcome"] == "created"], as_json)
     left = [f"{month['name']}: {LEFT[month['outcome']]}" for month in found if month["outcome"] != "created"]
     if left:
         raise click.ClickException("\n".join(left))

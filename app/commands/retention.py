@@ -12,7 +12,7 @@ from flask import current_app
 
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
-from app.commands.shell import as_json, show, with_database
+from app.commands.shell import as_json, group, show, with_database
 from app.db import DatabaseError, Statement, owner, statement
 
 DROP_PARTITION = statement("retention/drop_partition")
@@ -63,7 +63,7 @@ THINGS = (
 )
 
 
-@click.group()
+@group()
 def retention() -> None:
     """Retention: how long what was reported is kept."""
 

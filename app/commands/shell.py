@@ -1,27 +1,40 @@
-"""What all commands share: a database that runs, output for people and for programs, durations."""
+"""What all commands share: settings, a database, arguments and values as operators type them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
+import logging.config
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from functools import wraps
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from app.db import DatabaseError, owner, reader
-from app.dev import embedded
+from app.commands.output import show as show
+from app.commands.output import show_one as show_one
+from app.commands.output import show_value as show_value
+from app.commands.output import show_values as show_values
+from config import sources
+from config.settings import SettingError, Settings, load, unknown_variables
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+HELP = "--help"
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class NotFound(click.ClickException):
+    """There is no such thing as the argument names."""
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -41,64 +54,178 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
-def with_database(command: Command) -> Command:
-    """Run a command with the database up: the embedded one is started for it, if it does not run already."""
+class Words(click.ParamType):  # type: ignore[type-arg]
+    """Text that is not blank: a label, a reason."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("must not be empty.", param, ctx)
+        return str(value)
+
+
+class OperatorCommand(click.Command):
+    """A command whose arguments are taken as they are: `-7c41d6` is an id, and so is `--help` if it is the only word.
+
+    What is not one of the command's options is an argument. When arguments are missing, the first words are arguments,
+    whatever they look like. `--help` prints the help when nothing has that name.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, self._separated(list(args)))
+        except click.UsageError:
+            self._help_instead(ctx, args)
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NotFound:
+            self._help_instead(ctx, list(ctx.params.values()))
+            raise
+
+    def _help_instead(self, ctx: click.Context, words: list[Any]) -> None:
+        if HELP in words:
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+    def _separated(self, words: list[str]) -> list[str]:
+        """Put the arguments behind a `--`, where click takes them for nothing else."""
+        needed = sum(isinstance(param, click.Argument) and param.required for param in self.params)
+        if not needed:
+            return words
+        options, arguments = self._split(words, needed)
+        if len(arguments) < needed:
+            # Every word looked like an option: the first ones are the arguments.
+            arguments, rest = words[:needed], words[needed:]
+            options, more = self._split(rest, 0)
+            arguments += more
+        return [*options, "--", *arguments]
+
+    def _split(self, words: list[str], needed: int) -> tuple[list[str], list[str]]:
+        takes_value = {
+            name: not (param.is_flag or param.count)
+            for param in self.params
+            if isinstance(param, click.Option)
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        options: list[str] = []
+        arguments: list[str] = []
+        left = iter(words)
+        for word in left:
+            name, is_assigned, _ = word.partition("=")
+            if word == "--":
+                arguments += left
+            elif word in takes_value:
+                options += [word, *([value] if takes_value[word] and (value := next(left, None)) is not None else [])]
+            elif (is_assigned and takes_value.get(name)) or (word == HELP and len(arguments) >= needed):
+                options.append(word)
+            else:
+                arguments.append(word)
+        return options, arguments
+
+
+class OperatorGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = OperatorCommand
+
+
+command = partial(click.command, cls=OperatorCommand)
+group = partial(click.group, cls=OperatorGroup)
+
+
+def with_settings(command: Command) -> Command:
+    """Run a command with the settings loaded, and its failures as one line on standard error."""
 
     @with_appcontext
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        settings = current_app.config["SETTINGS"]
-        try:
-            with contextlib.ExitStack() as stack:
-                if not settings.database_url:
-                    stack.enter_context(embedded.running(settings.data_dir))
-                stack.callback(owner.close)
-                stack.callback(reader.close)
-                return command(*args, **kwargs)
-        except embedded.EmbeddedError as error:
-            raise click.ClickException(str(error)) from None
-        except DatabaseError:
-            hint = "the database can't be reached, or has no schema yet: run `flask --app wsgi migrate`"
-            raise click.ClickException(hint) from None
+        with _failures():
+            settings()
+            return command(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 
 
-def show(rows: Sequence[dict[str, Any]], columns: Iterable[str], as_json: bool) -> None:
-    """Print rows: as a table with times in UTC, or as JSON."""
-    names = list(columns)
-    if as_json:
-        click.echo(json.dumps([{name: _machine(row[name]) for name in names} for row in rows], indent=1))
-        return
-    table = [[name.upper() for name in names], *([_person(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(names))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def with_database(command: Command) -> Command:
+    """Run a command with the database up: an embedded one is started if it does not run, but never made."""
+    return _with_database(command, makes_it=False)
 
 
-def show_one(row: dict[str, Any], as_json: bool) -> None:
-    """Print one thing: a line for each field, or as JSON."""
-    if as_json:
-        click.echo(json.dumps({name: _machine(value) for name, value in row.items()}, indent=1))
-        return
-    width = max(len(name) for name in row)
-    for name, value in row.items():
-        click.echo(f"{name.ljust(width)}  {_person(value)}".rstrip())
+def with_new_database(command: Command) -> Command:
+    """The same, but an embedded database is made if there is none."""
+    return _with_database(command, makes_it=True)
 
 
-def _machine(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
+def settings() -> Settings:
+    """The settings of the current command. Raises SettingError."""
+    app = current_app
+    if "SETTINGS" not in app.config:
+        from app.db import database
+        from app.telemetry import logging as log_config
+
+        for sentence in unknown_variables():
+            click.echo(f"Warning: {sentence}", err=True)
+        found = load()
+        logging.config.dictConfig(log_config.config(found.log_level))
+        app.config["SETTINGS"] = found
+        database.init_app(app._get_current_object(), found)  # type: ignore[attr-defined]
+    loaded: Settings = app.config["SETTINGS"]
+    return loaded
 
 
-def _person(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = value if isinstance(value, str) else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
-    # What a device reports must not steer the operator's terminal.
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def _with_database(command: Command, makes_it: bool) -> Command:
+    @with_appcontext
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from app.db import owner, reader
+
+        with _failures(), contextlib.ExitStack() as stack:
+            url, folder = settings().database_url, settings().data_dir
+            if not url:
+                from app.dev import embedded
+
+                if not makes_it and not embedded.exists(folder):
+                    raise NotFound(
+                        f"WATCHPOST_DATABASE_URL is not set {sources.description(os.environ)}, and there is no "
+                        f"embedded database in {Path(folder).resolve()}"
+                    )
+                stack.enter_context(embedded.running(folder))
+            stack.callback(owner.close)
+            stack.callback(reader.close)
+            return command(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what may go wrong into one line, and let no character end a command that the terminal can't show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except Exception as error:
+        text = _explanation(error)
+        if text is None:
+            raise
+        raise click.ClickException(text) from None
+
+
+def _explanation(error: Exception) -> str | None:
+    """A sentence for the operator, or None for a fault of ours."""
+    if isinstance(error, SettingError):
+        return str(error)
+    # Needed only after a failure, and slow to import.
+    from app.db import DatabaseError, diagnosis
+    from app.dev.programs import EmbeddedError
+
+    if isinstance(error, EmbeddedError):
+        return str(error)
+    if isinstance(error, DatabaseError):
+        return diagnosis.explain(settings(), error)
+    return None

@@ -6,10 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import click
-from flask import current_app
-from flask.cli import with_appcontext
 
-from app.api.openapi import as_yaml
+from app.commands.shell import as_json, command, settings, show_one, with_settings
 from config.settings import Settings, variable
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -33,17 +31,26 @@ The defaults suit one laptop. For a fleet, look at these first:
 """
 
 
-@click.command()
+@command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when a file differs from the code.")
-@with_appcontext
-def spec(check: bool) -> None:
+@as_json
+@with_settings
+def spec(check: bool, as_json: bool) -> None:
     """Write docs/openapi.yaml and docs/configuration.md from the code."""
-    for name, text in (("openapi.yaml", as_yaml(current_app)), ("configuration.md", configuration())):
+    from app.api.openapi import as_yaml
+    from app.application import create_app
+
+    changed = []
+    for name, text in (("openapi.yaml", as_yaml(create_app(settings()))), ("configuration.md", configuration())):
         file = DOCS / name
-        if not check:
-            file.write_text(text, encoding="utf-8")
-        elif not file.exists() or file.read_text(encoding="utf-8") != text:
+        if file.exists() and file.read_text(encoding="utf-8") == text:
+            continue
+        if check:
             raise click.ClickException(f"docs/{name} differs from the code: run `make spec`")
+        file.write_text(text, encoding="utf-8")
+        changed.append(f"docs/{name}")
+    if as_json:
+        show_one({"changed": changed}, as_json)
 
 
 def configuration() -> str:

@@ -16,11 +16,10 @@ from flask import Flask, current_app
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from werkzeug.local import LocalProxy
 
-from app.db import migrations
 from app.db.connection import Connection, connection_options
 from app.db.errors import RACES, Unavailable, is_connection_lost, translated
 from app.db.statements import Statement
-from app.dev import embedded
+from app.db.urls import owner_url, writer_url
 from app.telemetry import metrics
 from config.settings import Settings
 
@@ -185,39 +184,6 @@ class Database:
 
     def _configure(self, connection: Connection) -> None:
         connection.silence_seconds = self._statement_seconds and self._statement_seconds + 1
-
-
-def wait_until_up(settings: Settings, is_given_up: Callable[[], bool], seconds: float = 30) -> None:
-    """Return when the database accepts connections. Raises psycopg.OperationalError when it did not in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            psycopg.connect(migration_url(settings), connect_timeout=3).close()
-            return
-        except psycopg.OperationalError:
-            if time.monotonic() > deadline or is_given_up():
-                raise
-            log.warning("waiting for the database")
-            time.sleep(1)
-
-
-def writer_url(settings: Settings) -> str:
-    """What requests use."""
-    return settings.database_url or embedded.url(settings.data_dir, "watchpost_writer")
-
-
-def owner_url(settings: Settings) -> str:
-    """What operators' commands use."""
-    if settings.owner_database_url or settings.database_url:
-        return settings.owner_database_url or settings.database_url
-    return embedded.url(settings.data_dir, migrations.OWNER)
-
-
-def migration_url(settings: Settings) -> str:
-    """What migrations use: the owner, or whoever may make that role."""
-    if settings.owner_database_url or settings.database_url:
-        return owner_url(settings)
-    return embedded.url(settings.data_dir)
 
 
 def init_app(app: Flask, settings: Settings) -> None:

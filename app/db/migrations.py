@@ -19,10 +19,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
-import yoyo
 
 from app.db import partitions
+from app.db.advisory_locks import try_lock
 from app.db.statements import statement
+from app.db.urls import OWNER
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "migrations"
 ROLES = ROOT / "config" / "roles.sql"
 GRANTS = ROOT / "config" / "grants.sql"
-OWNER = "watchpost_owner"
 SELECT_MIGRATIONS = statement("service/select_migrations")
-# One number for all replicas; any constant does.
-ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"watchpost migrations").digest()[:8], signed=True)
 # Writers queue behind who waits for a table's lock: each try is shorter than their timeout, and there are many.
 LOCK_TIMEOUT = "1s"
 MAX_TRIES = 30
@@ -79,15 +77,15 @@ def apply(url: str) -> list[str]:
     makes the roles first and migrates as their owner. Without roles, and without the right to make them, everything
     belongs to whoever migrates.
     """
-    with _alone(url) as lock:
-        rights = _rights(lock)
+    with _exclusive(url) as connection:
+        rights = _rights(connection)
         if rights["is_superuser"]:
-            _retry_on_lock("roles", lambda: lock.execute(ROLES.read_text(encoding="utf-8")))
-            rights = _rights(lock)
+            _retry_on_lock("roles", lambda: connection.execute(ROLES.read_text(encoding="utf-8")))
+            rights = _rights(connection)
         elif not rights["has_roles"]:
             log.warning("one role does everything: a DBA has not run config/roles.sql")
         with _backend(url, rights["may_be_owner"]) as backend:
-            migrations = yoyo.read_migrations(str(FOLDER))
+            migrations = _yoyo().read_migrations(str(FOLDER))
             pending = backend.to_apply(migrations)
             _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
             for migration in pending:
@@ -100,8 +98,8 @@ def apply(url: str) -> list[str]:
 
 def rollback(url: str, to: str | None = None) -> list[str]:
     """Undo applied migrations, newest first, down to and including the one named, or all. Returns their names."""
-    with _alone(url) as lock, _backend(url, _rights(lock)["may_be_owner"]) as backend:
-        undone = backend.to_rollback(yoyo.read_migrations(str(FOLDER)))
+    with _exclusive(url) as connection, _backend(url, _rights(connection)["may_be_owner"]) as backend:
+        undone = backend.to_rollback(_yoyo().read_migrations(str(FOLDER)))
         if to is not None:
             undone = undone.filter(lambda migration: migration.id >= to)
         for migration in undone:
@@ -122,6 +120,13 @@ def is_behind(url: str) -> bool:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
             return True
     return not applied.issuperset(names())
+
+
+def _yoyo() -> Any:
+    # Slow to import, and only migrations need it.
+    import yoyo
+
+    return yoyo
 
 
 def _apply_one(backend: Any, migration: Any) -> None:
@@ -195,17 +200,22 @@ def _rights(connection: psycopg.Connection[Any]) -> dict[str, bool]:
 
 
 @contextmanager
-def _alone(url: str) -> Iterator[psycopg.Connection[Any]]:
+def _exclusive(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Wait until no other process migrates; yield a connection for what is no migration of yoyo's."""
     # yoyo's own lock is a row that outlives a killed process; this one ends with its connection.
-    with psycopg.connect(url, autocommit=True, options=f"-c lock_timeout={LOCK_TIMEOUT}") as connection:
-        while not connection.execute("SELECT pg_try_advisory_lock(%s)", [ADVISORY_LOCK]).fetchone()[0]:  # type: ignore[index]
+    with psycopg.connect(url, autocommit=True) as holder:
+        while True:
+            with try_lock(holder, "migrations") as is_locked:
+                if is_locked:
+                    with psycopg.connect(url, autocommit=True, options=f"-c lock_timeout={LOCK_TIMEOUT}") as connection:
+                        yield connection
+                    return
             time.sleep(0.2)
-        yield connection
 
 
 @contextmanager
 def _backend(url: str, as_owner: bool) -> Iterator[Any]:
-    backend = yoyo.get_backend(_yoyo_url(url, as_owner))
+    backend = _yoyo().get_backend(_yoyo_url(url, as_owner))
     try:
         backend.break_lock()
         backend.ensure_internal_schema_updated()

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from app.db.startup import explain
 from app.db.statements import statement
-from app.dev import embedded
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def try_to_ensure(url: str) -> bool:
     try:
         found = ensure(url)
     except psycopg.Error as error:
-        log.warning("can't make partitions: %s", embedded.explain(error))
+        log.warning("can't make partitions: %s", explain(error))
         return False
     left = [month for month in found if month["outcome"] != "created"]
     for month in left:

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -35,6 +36,7 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
         "max_uses": 1,
         "after": "device-1",
         "amount": 100,
+        "after_time": datetime.now(UTC) - timedelta(days=1),
         "before_ms": now - 120 * 86_400_000,
         "after_ms": now - 150 * 86_400_000,
         "after_device": "device-1",

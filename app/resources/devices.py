@@ -14,7 +14,7 @@ from app.api.openapi import refusals
 from app.api.samples import DEVICE_ID, TIME_MS
 from app.api.scopes import REGISTER
 from app.auth import Principal, require
-from app.auth.keys import MAX_PEM, DeviceKey, KeyRefused, device_key
+from app.auth.device_keys import MAX_PEM, DeviceKey, KeyRefused, device_key
 from app.db import statement
 from app.ingest import pipeline
 from app.ingest.fast_path import fast_path

@@ -8,10 +8,11 @@ from typing import Any
 from flask import Response, jsonify
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from app import __version__
 from app.api import problems
 from app.api.bodies import Blueprint
 from app.api.openapi import documented
-from app.auth import require
+from app.auth import auth, require, token_endpoint
 from app.db import DatabaseError, db, statement
 from app.ingest.readiness import readiness
 from app.telemetry import metrics
@@ -26,13 +27,15 @@ _OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {
 @documented(responses=_OK)
 def livez() -> Any:
     """Say that the worker runs."""
-    return jsonify(status="ok")
+    return jsonify(status="ok", version=__version__)
 
 
 @blp.route("/readyz")
 @documented(responses={**_OK, "503": "Problem503"})
 def readyz() -> Any:
-    """Say whether the database can be reached, has the newest schema, and stores what this worker is sent."""
+    """Say whether the signing keys can be read and the database stores rows with the newest schema."""
+    if auth.keys.fault:
+        raise token_endpoint.signing_keys_unavailable()
     pending = readiness.probe()
     if pending:
         raise problems.Problem(

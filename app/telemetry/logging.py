@@ -1,19 +1,23 @@
-"""Logs are JSON lines on standard error: one object a line, UTC times, never a body, a token or a key."""
+"""Logs are JSON lines on standard error: one object a line, UTC times, never a body, a token or a key.
+
+On a terminal they are lines for a person instead, with the same content.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import select
 import sys
 import time
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
-from gevent import monkey
+
+from app.telemetry.stderr import Output
 
 # What no line shows need not be found out for each of them.
 logging.logThreads = False
@@ -38,11 +42,12 @@ class JSONLines(logging.Formatter):
 
 
 class StandardError(logging.Handler):
-    """Writes to what sys.stderr is at the time, which a supervisor or a test may have replaced."""
-
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            _write(self.format(record))
+            OUTPUT.write(self.format(record))
+        except OSError:
+            # Nobody reads it any more, so nobody can be told.
+            return
         except Exception:
             self.handleError(record)
 
@@ -51,49 +56,26 @@ def write(logger: str, message: str, fields: dict[str, Any]) -> None:
     """Write a line of level info: what is written for every request need not pass through records and handlers."""
     # As logging has it: that a line can't be written is no reason to fail.
     with contextlib.suppress(OSError, ValueError):
-        _write(_line(time.time(), "info", logger, message, fields))
+        OUTPUT.write(_line(time.time(), "info", logger, message, fields))
 
 
-class _Output:
-    """Standard error, which never blocks: a line that its reader has no room for is dropped and counted.
-
-    A pipe that poll(2) calls writable takes 4096 bytes at once (POSIX, PIPE_BUF): several processes' lines.
-    """
-
-    def __init__(self) -> None:
-        self._stream: Any = None
-        self._poll: Any = None
-        self._dropped = 0
-
-    def write(self, line: str) -> None:
-        stream = sys.stderr
-        if stream is None:
-            # It was closed before the process began.
-            return
-        if stream is not self._stream:
-            self._watch(stream)
-        if self._poll is not None and not self._poll.poll(0):
-            self._dropped += 1
-            return
-        if self._dropped:
-            fields, self._dropped = {"lines": self._dropped}, 0
-            line = f"{_line(time.time(), 'warning', 'watchpost.logging', 'dropped log lines', fields)}\n{line}"
-        # In one piece, so that lines of several processes don't mix.
-        stream.write(line + "\n")
-        stream.flush()
-
-    def _watch(self, stream: Any) -> None:
-        self._stream, self._poll = stream, None
-        with contextlib.suppress(OSError, ValueError):
-            poll = monkey.get_original("select", "poll")()
-            poll.register(stream.fileno(), select.POLLOUT)
-            self._poll = poll
+def is_terminal() -> bool:
+    """Whether a person reads standard error."""
+    return _is_terminal(sys.stderr)
 
 
-_write = _Output().write
+# A question to the kernel, which need not be asked for each line.
+@lru_cache(maxsize=2)
+def _is_terminal(stream: Any) -> bool:
+    # It may be closed.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return bool(stream.isatty())
+    return False
 
 
 def _line(moment: float, level: str, logger: str, message: str, fields: dict[str, Any]) -> str:
+    if is_terminal():
+        return _readable(moment, level, logger, message, fields)
     line = {
         "time": datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds"),
         "level": level,
@@ -106,8 +88,24 @@ def _line(moment: float, level: str, logger: str, message: str, fields: dict[str
     return text if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 
+def _readable(moment: float, level: str, logger: str, message: str, fields: dict[str, Any]) -> str:
+    shown = [f"{name}={value}" for name, value in fields.items() if value not in (None, "", [])]
+    words = [datetime.fromtimestamp(moment).astimezone().strftime("%H:%M:%S"), level, logger, message, *shown]
+    text = " ".join(word for word in words if word != "info")
+    # What a client sent must not steer the terminal.
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def _dropped_line(count: int) -> str:
+    return _line(time.time(), "warning", __name__, "log lines were dropped: nobody read them", {"dropped": count})
+
+
+OUTPUT = Output(_dropped_line)
+
+
 def config(level: str) -> dict[str, Any]:
     """The logging configuration (`logging.config.dictConfig`) of a worker, of gunicorn and of the command line."""
+    quiet = "WARNING" if level == "INFO" else level
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -115,9 +113,11 @@ def config(level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "app.telemetry.logging.StandardError", "formatter": "json"}},
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {"level": level, "propagate": True, "handlers": []},
+            # What it says at a start a person is told by `make run`.
+            "gunicorn.error": {"level": quiet if is_terminal() else level, "propagate": True, "handlers": []},
             # It may quote the address of a collector with its password; app/telemetry/tracing.py logs its failures.
             "opentelemetry": {"level": "CRITICAL"},
+            "apscheduler": {"level": "WARNING"},
             "authlib": {"level": "WARNING"},
             "psycopg.pool": {"level": "ERROR"},
             "yoyo": {"level": "WARNING"},

@@ -6,24 +6,9 @@
 -- expires_at  double precision  epoch seconds until which it must be remembered
 --
 -- Returns  one row when this is the first use: jti
--- Index    client_assertions_pkey, client_assertions_expires_at_idx
--- Locks    the new row, and at most 10 rows that expired minutes ago and that nobody else is deleting
+-- Index    client_assertions_pkey
+-- Locks    the new row
 -- Load     one call for each access token that is asked for
-WITH forgotten AS (
-    DELETE FROM client_assertions
-    WHERE (device_id, jti) IN (
-        SELECT
-            expired.device_id,
-            expired.jti
-        FROM client_assertions AS expired
-        -- Whether an assertion has expired is decided by another machine's clock, which may be behind this one.
-        WHERE expired.expires_at < now() - interval '5 minutes'
-        ORDER BY expired.expires_at
-        LIMIT 10
-        FOR UPDATE SKIP LOCKED
-    )
-)
-
 INSERT INTO client_assertions AS used (device_id, jti, use_id, expires_at)
 VALUES (%(device_id)s, %(jti)s, %(use_id)s, to_timestamp(%(expires_at)s))
 ON CONFLICT (device_id, jti) DO UPDATE SET use_id = excluded.use_id

@@ -39,7 +39,7 @@ def test_a_wrong_key_is_refused_alike_for_every_device(client: FlaskClient, devi
         assert "401" in answers.pop()
 
 
-def test_no_name_but_its_own_tells_a_device_anything(
+def test_a_refusal_for_another_device_does_not_tell_whether_it_exists(
     client: FlaskClient, devices: list[str], headers: dict[str, str]
 ) -> None:
     def ask(device: str) -> str:
@@ -64,7 +64,7 @@ def test_a_taken_id_and_a_taken_key_are_refused_alike(
     assert "409" in answers.pop()
 
 
-def test_the_id_of_anothers_report_is_free(
+def test_a_report_id_of_another_device_is_free(
     client: FlaskClient, register: Any, access: Any, now_ms: int, rows: Any
 ) -> None:
     id_ = "0d6e1b0e-98a5-4f31-9b4c-0a2d2b1f6a77"
@@ -75,7 +75,7 @@ def test_the_id_of_anothers_report_is_free(
     assert rows("SELECT count(*) AS n FROM compliance_events") == [{"n": 2}]
 
 
-def test_the_rank_test_tells_times_apart_and_finds_nothing_in_noise() -> None:
+def test_the_rank_test_detects_a_timing_difference_and_no_noise() -> None:
     chance = random.Random(1)
     times = [[chance.gauss(mean, 1) for _ in range(2000)] for mean in (5, 5, 5.3)]
     advantage, p = mann_whitney(times[0], times[1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from joserfc import jws, jwt
 from joserfc.jwk import KeySet
 
 from app.application import Watchpost, create_app
-from app.auth.keys import SigningKeys
+from app.auth.keys import SigningKeys, SigningKeysUnavailable, prepare
 from config.settings import Settings
 from tests.support.agent import Agent
 
@@ -74,7 +76,7 @@ def kid_of(headers: dict[str, str]) -> str:
     return jws.extract_compact(headers["Authorization"].removeprefix("Bearer ").encode()).headers()["kid"]
 
 
-def test_the_first_use_makes_a_file_that_only_the_service_can_read(tmp_path: Path) -> None:
+def test_the_first_use_creates_a_private_signing_key_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "keys.json"
     SigningKeys(path).ensure()
     assert mode(path) == 0o600
@@ -82,7 +84,7 @@ def test_the_first_use_makes_a_file_that_only_the_service_can_read(tmp_path: Pat
     assert (key["kty"], key["crv"], key["alg"]) == ("EC", "P-256", "ES256")
 
 
-def test_the_file_stays_private_whatever_is_done(file: Path, command: Command) -> None:
+def test_the_signing_key_file_stays_private_after_each_command(file: Path, command: Command) -> None:
     file.chmod(0o644)
     kid = json.loads(file.read_text())["keys"][0]["kid"]
     command("keys", "rotate")
@@ -91,19 +93,19 @@ def test_the_file_stays_private_whatever_is_done(file: Path, command: Command) -
     assert mode(file) == 0o600
 
 
-def test_no_private_key_lies_about_after_a_rotation(file: Path, command: Command) -> None:
+def test_a_key_rotation_leaves_no_private_key_behind(file: Path, command: Command) -> None:
     command("keys", "rotate")
     others = [path for path in file.parent.iterdir() if path != file and path.is_file()]
     assert [path.name for path in others if '"d"' in path.read_text(errors="replace")] == []
 
 
-def test_keys_that_are_there_stay(file: Path) -> None:
+def test_existing_signing_keys_are_kept(file: Path) -> None:
     before = file.read_bytes()
     SigningKeys(file).ensure()
     assert file.read_bytes() == before
 
 
-def test_rotations_at_once_lose_no_key(tmp_path: Path) -> None:
+def test_concurrent_key_rotations_lose_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: SigningKeys(path).rotate(), range(8)))
@@ -111,7 +113,7 @@ def test_rotations_at_once_lose_no_key(tmp_path: Path) -> None:
     assert len(set(made)) == 8
 
 
-def test_many_that_start_at_once_make_one_key(tmp_path: Path) -> None:
+def test_concurrent_starts_create_one_signing_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: SigningKeys(path).ensure(), range(8)))
@@ -155,7 +157,7 @@ def test_after_a_rotation_the_new_key_signs_and_old_tokens_stay_valid(
     assert rows("SELECT last_heartbeat IS NOT NULL AS seen FROM devices") == [{"seen": True}]
 
 
-def test_another_worker_sees_a_rotation_at_once(
+def test_another_worker_sees_a_key_rotation_at_once(
     device: Agent,
     headers: dict[str, str],
     access: Callable[..., dict[str, str]],
@@ -230,7 +232,218 @@ def test_the_list_shows_which_key_signs_and_nothing_private(command: Command, cl
     assert not [key["d"] for key in json.loads(file.read_text())["keys"] if key["d"] in table]
 
 
-def test_the_list_makes_a_key_where_there_is_none(file: Path, command: Command) -> None:
+# The file is missing, empty or half-written
+
+
+def half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def replaced(text: str) -> Callable[[Path], object]:
+    return lambda file: file.write_text(text)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": replaced(""),
+    "half": half,
+    "not JSON": replaced("keys"),
+    "no keys": replaced('{"keys": []}'),
+    "another object": replaced("{}"),
+    "a list": replaced("[]"),
+    "keys that are none": replaced('{"keys": [5, {}]}'),
+    "a public key": lambda file: file.write_text(
+        json.dumps(
+            {"keys": [{k: v for k, v in key.items() if k != "d"} for key in json.loads(file.read_text())["keys"]]}
+        )
+    ),
+    "a symmetric key": replaced('{"keys": [{"kty": "oct", "k": "c2VzYW1l", "kid": "x"}]}'),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff\xfe"),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+damaged = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+
+
+@damaged
+def test_keys_in_memory_stay_in_force_and_readyz_says_so(
+    damage: Callable[[Path], object],
+    app: Watchpost,
+    client: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    access: Callable[..., dict[str, str]],
+    beat: Beat,
+    file: Path,
+) -> None:
+    assert client.get("/readyz").status_code == 200
+    kept, old = file.read_bytes(), kids(client)
+    damage(file)
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json["type"]) == (503, "urn:watchpost:problem:signing-keys-unavailable")
+    assert "Retry-After" in answer.headers
+    assert str(file) not in answer.text
+    assert [beat(headers), beat(access(device))] == [200, 200]
+    assert kids(client) == old
+    if file.is_dir():
+        file.rmdir()
+    file.write_bytes(kept)
+    assert client.get("/readyz").status_code == 200
+    assert beat(headers) == 200
+
+
+def test_a_worker_that_was_asked_nothing_yet_has_the_keys_in_memory_too(
+    beat: Beat, headers: dict[str, str], neighbour: FlaskClient, file: Path
+) -> None:
+    file.write_text("")
+    assert beat(headers, neighbour) == 200
+
+
+@pytest.mark.parametrize("path", ["/api/devices/heartbeat", "/api/auth/token", "/.well-known/jwks.json"])
+def test_a_worker_without_any_key_answers_503(
+    path: str, device: Agent, headers: dict[str, str], settings: Settings, file: Path
+) -> None:
+    file.write_text("")
+    other = create_app(settings)
+    with contextlib.closing(other.extensions["db"]):
+        client = other.test_client()
+        if path.endswith("token"):
+            answer = client.post(path, data=device.token_request(TOKEN_ENDPOINT))
+        elif path.startswith("/api"):
+            answer = client.post(path, json={"device_id": device.device_id}, headers=headers)
+        else:
+            answer = client.get(path)
+        assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
+        assert "Retry-After" in answer.headers
+
+
+@damaged
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("rotate",), ("add",), ("promote", "x"), ("remove", "x")], ids=" ".join
+)
+def test_no_command_changes_a_file_that_can_not_be_read(
+    damage: Callable[[Path], object], arguments: tuple[str, ...], app: Watchpost, file: Path
+) -> None:
+    damage(file)
+    is_made = not file.exists() and arguments == ("add",)
+    before = file.read_bytes() if file.is_file() else None
+    result = app.test_cli_runner().invoke(args=["keys", *arguments])
+    if is_made:
+        assert result.exit_code == 0, result.output
+        return
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert str(file) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (file.read_bytes() if file.is_file() else None) == before
+
+
+@damaged
+def test_a_service_does_not_start_with_a_file_that_it_can_not_use(
+    damage: Callable[[Path], object], settings: Settings, file: Path
+) -> None:
+    damage(file)
+    with pytest.raises(SigningKeysUnavailable, match=file.name):
+        prepare(settings)
+
+
+def test_the_start_makes_a_key_in_the_data_directory(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path / "data"))
+    prepare(settings)
+    before = settings.signing_keys_path.read_bytes()
+    prepare(settings)
+    assert settings.signing_keys_path.read_bytes() == before
+    assert mode(settings.signing_keys_path) == 0o600
+
+
+def test_the_start_makes_no_key_where_a_mistyped_setting_points(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "signing-kyes.json"
+    with pytest.raises(SigningKeysUnavailable, match="WATCHPOST_SIGNING_KEYS"):
+        prepare(dataclasses.replace(settings, signing_keys=str(path)))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("keys", "list"),
+        ("keys", "rotate"),
+        ("token", "create", "--subject", "a", "--scope", "prompts:read", "--expires-in", "1h"),
+        ("enrollment", "create", "--label", "x", "--max-uses", "1", "--expires-in", "1h"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_no_command_makes_a_key_where_a_mistyped_setting_points(
+    arguments: tuple[str, ...], app: Watchpost, file: Path, rows: Rows
+) -> None:
     file.unlink()
-    assert len(json.loads(command("keys", "list", "--json"))) == 1
-    assert mode(file) == 0o600
+    result = create_app(app.config["SETTINGS"]).test_cli_runner().invoke(args=arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert str(file) in result.stderr
+    assert "keys add" in result.stderr
+    assert not file.exists()
+    assert rows("SELECT enrollment_id FROM enrollments") == []
+
+
+# A key that is published before it signs
+
+
+def test_an_added_key_is_published_and_does_not_sign(
+    client: FlaskClient, device: Agent, access: Callable[..., dict[str, str]], command: Command
+) -> None:
+    (old,) = kids(client)
+    new = command("keys", "add")
+    assert kids(client) == [old, new]
+    assert kid_of(access(device)) == old
+    listed = json.loads(command("keys", "list", "--json"))
+    assert {key["kid"]: key["signs"] for key in listed} == {old: True, new: False}
+
+
+def test_a_promoted_key_signs_and_old_tokens_stay_valid(
+    client: FlaskClient,
+    device: Agent,
+    headers: dict[str, str],
+    access: Callable[..., dict[str, str]],
+    beat: Beat,
+    command: Command,
+    rows: Rows,
+) -> None:
+    (old,) = kids(client)
+    new = json.loads(command("keys", "add", "--json"))["kid"]
+    command("keys", "add")
+    assert command("keys", "promote", new) == new
+    assert kid_of(access(device)) == new
+    assert beat(headers) == 200
+    assert kids(client)[:2] == [new, old]
+    assert [key["signs"] for key in json.loads(command("keys", "list", "--json"))] == [True, False, False]
+    assert json.loads(command("keys", "promote", old, "--json")) == {"kid": old}
+    assert kid_of(access(device)) == old
+    actions = rows("SELECT action, target FROM audit_log WHERE action LIKE 'keys.%' ORDER BY at")
+    assert [tuple(row.values()) for row in actions] == [
+        ("keys.add", None),
+        ("keys.add", None),
+        ("keys.promote", new),
+        ("keys.promote", old),
+    ]
+
+
+def test_a_host_with_the_added_key_accepts_what_a_host_with_the_promoted_key_signed(
+    settings: Settings,
+    device: Agent,
+    access: Callable[..., dict[str, str]],
+    command: Command,
+    beat: Beat,
+    tmp_path: Path,
+) -> None:
+    new = command("keys", "add")
+    copy = tmp_path / "of-another-host.json"
+    shutil.copy(settings.signing_keys_path, copy)
+    command("keys", "promote", new)
+    other = create_app(dataclasses.replace(settings, signing_keys=str(copy)))
+    with contextlib.closing(other.extensions["db"]):
+        assert beat(access(device), other.test_client()) == 200
+
+
+def test_a_key_that_is_not_there_can_not_be_promoted(app: Watchpost, file: Path) -> None:
+    before = file.read_bytes()
+    result = app.test_cli_runner().invoke(args=["keys", "promote", "nobody"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert file.read_bytes() == before

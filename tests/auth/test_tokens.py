@@ -28,10 +28,12 @@ from werkzeug.test import TestResponse
 from app.api import scopes
 from app.application import Watchpost
 from app.auth import jws
+from app.jobs import assertions
 from config.settings import Settings
 from tests.support import forgery
 from tests.support.agent import ALGORITHMS, ASSERTION_TYPE, Agent
 from tests.support.forgery import part, signed
+from tests.support.service import as_role
 
 ISSUER = "http://watchpost.test"
 TOKEN_ENDPOINT = ISSUER + "/api/auth/token"
@@ -193,7 +195,7 @@ def test_a_device_gets_a_token_with_each_kind_of_key(kind: str, register: Callab
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_token_says_who_speaks_for_how_long_and_with_which_key(
+def test_an_access_token_names_its_subject_lifetime_and_key_thumbprint(
     kind: str, app: Watchpost, register: Callable[..., Agent], ask: Ask
 ) -> None:
     agent = register(Agent(key=KEYS[kind]()))
@@ -209,12 +211,12 @@ def test_a_token_says_who_speaks_for_how_long_and_with_which_key(
     assert claims["jti"]
 
 
-def test_no_two_tokens_have_the_same_id(device: Agent, ask: Ask) -> None:
+def test_every_access_token_has_its_own_jti(device: Agent, ask: Ask) -> None:
     tokens = [ask(device.assertion(TOKEN_ENDPOINT)).json["access_token"] for _ in range(3)]
     assert len({opened(token)[1]["jti"] for token in tokens}) == 3
 
 
-def test_what_was_used_is_remembered_until_it_can_no_longer_be_used(device: Agent, ask: Ask, rows: Rows) -> None:
+def test_a_used_assertion_is_kept_until_it_expires_against_replay(device: Agent, ask: Ask, rows: Rows) -> None:
     claims = {"jti": "once", **from_now(exp=120)}
     assert ask(device.assertion(TOKEN_ENDPOINT, **claims)).status_code == 200
     (row,) = rows("SELECT device_id, jti, extract(epoch FROM expires_at)::int AS expires FROM client_assertions")
@@ -236,13 +238,30 @@ def test_without_a_scope_a_device_gets_all_that_it_may_have(scope: str | None, d
 
 
 @pytest.mark.parametrize(
-    "scope", ["devices:register", "prompts:read", "metrics:read", "prompts:write prompts:read", "all", "é\x00", "*"]
+    "scope", ["devices:register", "prompts:read", "metrics:read", "prompts:reveal audit:read", "all", "é\x00", "*"]
 )
 def test_a_scope_that_no_device_may_have_is_refused(scope: str, device: Agent, ask: Ask) -> None:
     assert_refused(ask(device.assertion(TOKEN_ENDPOINT), scope=scope), 400, "invalid_scope")
 
 
-def test_a_token_with_fewer_scopes_opens_fewer_doors(device: Agent, ask: Ask, knock: Knock, rows: Rows) -> None:
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "prompts:write prompts:read",
+        "devices:register prompts:write",
+        "prompts:write files:write prompts:write",
+        "all prompts:write *",
+    ],
+)
+def test_a_scope_that_no_device_may_have_is_left_out_of_the_token(scope: str, device: Agent, ask: Ask) -> None:
+    answer = ask(device.assertion(TOKEN_ENDPOINT), scope=scope)
+    assert answer.status_code == 200, answer.text
+    assert answer.json["scope"] == opened(answer.json["access_token"])[1]["scope"] == "prompts:write"
+
+
+def test_a_token_with_fewer_scopes_is_refused_by_other_routes(
+    device: Agent, ask: Ask, knock: Knock, rows: Rows
+) -> None:
     token = ask(device.assertion(TOKEN_ENDPOINT), scope="prompts:write").json["access_token"]
     assert_challenged(knock(token), 403, "insufficient_scope")
     assert heartbeats(rows) == 0
@@ -258,7 +277,9 @@ def test_a_token_with_fewer_scopes_opens_fewer_doors(device: Agent, ask: Ask, kn
         ("urn:ietf:params:oauth:grant-type:jwt-bearer", "unsupported_grant_type"),
     ],
 )
-def test_there_is_one_grant(grant_type: str | None, error: str, device: Agent, ask: Ask, rows: Rows) -> None:
+def test_any_other_grant_type_is_refused(
+    grant_type: str | None, error: str, device: Agent, ask: Ask, rows: Rows
+) -> None:
     assert_refused(ask(device.assertion(TOKEN_ENDPOINT), grant_type=grant_type), 400, error)
     assert used(rows) == 0
 
@@ -266,7 +287,7 @@ def test_there_is_one_grant(grant_type: str | None, error: str, device: Agent, a
 @pytest.mark.parametrize(
     "name", ["grant_type", "client_assertion", "client_assertion_type", "scope", "something_of_no_meaning"]
 )
-def test_a_parameter_that_stands_twice_is_refused(name: str, device: Agent, client: FlaskClient, rows: Rows) -> None:
+def test_a_duplicate_form_parameter_is_refused(name: str, device: Agent, client: FlaskClient, rows: Rows) -> None:
     form = device.token_request(TOKEN_ENDPOINT, "prompts:write") | {"something_of_no_meaning": "1"}
     twice = [*form.items(), (name, form[name])]
     answer = client.post("/api/auth/token", data=urlencode(twice), content_type="application/x-www-form-urlencoded")
@@ -275,7 +296,7 @@ def test_a_parameter_that_stands_twice_is_refused(name: str, device: Agent, clie
 
 
 @pytest.mark.parametrize("type_", [None, "", "urn:ietf:params:oauth:client-assertion-type:saml2-bearer"])
-def test_there_is_one_type_of_assertion(type_: str | None, device: Agent, ask: Ask) -> None:
+def test_any_other_client_assertion_type_is_refused(type_: str | None, device: Agent, ask: Ask) -> None:
     assert_refused(ask(device.assertion(TOKEN_ENDPOINT), client_assertion_type=type_), 401, "invalid_client")
 
 
@@ -326,7 +347,7 @@ def test_a_form_of_more_than_a_mebibyte_is_too_large(encoding: str, client: Flas
 # Client assertions
 
 
-@pytest.mark.parametrize("audience", [ISSUER, TOKEN_ENDPOINT, [TOKEN_ENDPOINT], ["https://else.example", ISSUER]])
+@pytest.mark.parametrize("audience", [ISSUER, TOKEN_ENDPOINT, [TOKEN_ENDPOINT], [TOKEN_ENDPOINT, ISSUER]])
 def test_an_assertion_is_for_the_issuer_or_the_token_endpoint(audience: Any, device: Agent, ask: Ask) -> None:
     assert ask(device.assertion(audience)).status_code == 200
 
@@ -336,9 +357,32 @@ def test_an_assertion_without_optional_claims_and_with_a_type_is_accepted(device
     assert ask(signed(device.key, {**header, "typ": "JWT", "kid": "mine"}, claims)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"x5t": "dGh1bWI"},
+        {"x5t#S256": "dGh1bWI"},
+        {"x5t": 5},
+        {"cty": "JWT"},
+        {"cty": None},
+        {"nonce": ["a", {"b": 1}]},
+        {"iat": 5, "ver": 1.5},
+        {"x5t": "x" * 600},
+    ],
+    ids=lambda member: " ".join(member),
+)
+def test_a_header_member_that_names_no_key_is_ignored(member: Claims, device: Agent, ask: Ask) -> None:
+    header, claims = assertion_parts(device)
+    answer = ask(signed(device.key, {**header, **member}, claims))
+    assert answer.status_code == 200, answer.text
+
+
 REFUSED_CLAIMS: dict[str, Claims] = {
     "aud of somebody else": {"aud": "https://else.example"},
     "aud of another route": {"aud": ISSUER + "/api/prompt"},
+    "aud list of this and another server": {"aud": [TOKEN_ENDPOINT, "https://else.example"]},
+    "aud list of another server and this": {"aud": ["https://else.example", ISSUER]},
+    "aud list with an empty string": {"aud": [ISSUER, ""]},
     "aud list of others": {"aud": ["https://else.example", ISSUER + "/"]},
     "aud empty list": {"aud": []},
     "aud number": {"aud": 5},
@@ -384,49 +428,52 @@ def test_an_assertion_with_a_wrong_claim_gets_no_token(claims: Claims, device: A
 
 
 @pytest.mark.parametrize("seconds", [{"exp": -30}, {"exp": 300}, {"exp": 345}, {"iat": 30}, {"nbf": 30}])
-def test_a_clock_may_be_a_minute_off(seconds: dict[str, int], device: Agent, ask: Ask) -> None:
+def test_clock_skew_of_a_minute_is_allowed(seconds: dict[str, int], device: Agent, ask: Ask) -> None:
     assert ask(device.assertion(TOKEN_ENDPOINT, **from_now(**seconds))).status_code == 200
 
 
 @pytest.mark.parametrize("seconds", [{"exp": -61}, {"exp": 400}, {"exp": 366 * 86400}, {"iat": 120}, {"nbf": 120}])
-def test_a_clock_may_not_be_further_off(seconds: dict[str, int], device: Agent, ask: Ask, rows: Rows) -> None:
+def test_larger_clock_skew_is_refused(seconds: dict[str, int], device: Agent, ask: Ask, rows: Rows) -> None:
     header, claims = assertion_parts(device, **from_now(**seconds))
     assert_refused(ask(signed(device.key, header, claims)), 401, "invalid_client")
     assert used(rows) == 0
 
 
-def test_an_assertion_is_accepted_once(device: Agent, ask: Ask, rows: Rows) -> None:
+def test_a_replayed_assertion_is_refused(device: Agent, ask: Ask, rows: Rows) -> None:
     assertion = device.assertion(TOKEN_ENDPOINT)
     assert ask(assertion).status_code == 200
     assert_refused(ask(assertion), 401, "invalid_client")
     assert used(rows) == 1
 
 
-def test_an_id_is_accepted_once_in_whichever_assertion(device: Agent, ask: Ask) -> None:
+def test_a_replayed_jti_is_refused_in_any_assertion(device: Agent, ask: Ask) -> None:
     assert ask(device.assertion(TOKEN_ENDPOINT, jti="same")).status_code == 200
     assert_refused(ask(device.assertion(ISSUER, jti="same", **from_now(exp=200))), 401, "invalid_client")
 
 
-def test_the_ids_of_two_devices_never_collide(register: Callable[..., Agent], ask: Ask, rows: Rows) -> None:
+def test_two_devices_may_use_the_same_jti(register: Callable[..., Agent], ask: Ask, rows: Rows) -> None:
     statuses = [ask(register().assertion(TOKEN_ENDPOINT, jti="same")).status_code for _ in range(2)]
     assert statuses == [200, 200]
     assert used(rows) == 2
 
 
-def test_a_used_assertion_is_remembered_for_some_minutes_more(device: Agent, ask: Ask, rows: Rows) -> None:
+def test_a_replay_is_refused_for_some_minutes_after_expiry(
+    device: Agent, ask: Ask, rows: Rows, database_url: str
+) -> None:
     """By the database's clock, which may be ahead of the one that says whether an assertion has expired."""
     expire = "UPDATE client_assertions SET expires_at = now() - %s * interval '1 minute'"
     assertion = device.assertion(TOKEN_ENDPOINT)
     assert ask(assertion).status_code == 200
+    writer = as_role(database_url, "writer")
     rows(expire, 4)
-    assert ask(device.assertion(TOKEN_ENDPOINT)).status_code == 200
+    assert assertions.delete_expired(writer, lambda: False) == 0
     assert_refused(ask(assertion), 401, "invalid_client")
     rows(expire, 6)
-    assert ask(device.assertion(TOKEN_ENDPOINT)).status_code == 200
-    assert used(rows) == 1
+    assert assertions.delete_expired(writer, lambda: False) == 1
+    assert used(rows) == 0
 
 
-def test_of_twenty_uses_at_once_exactly_one_gets_a_token(app: Watchpost, device: Agent, rows: Rows) -> None:
+def test_of_twenty_concurrent_replays_exactly_one_gets_a_token(app: Watchpost, device: Agent, rows: Rows) -> None:
     form = device.token_request(TOKEN_ENDPOINT)
     with ThreadPoolExecutor(20) as pool:
         statuses = list(pool.map(lambda _: app.test_client().post("/api/auth/token", data=form).status_code, range(20)))
@@ -434,13 +481,13 @@ def test_of_twenty_uses_at_once_exactly_one_gets_a_token(app: Watchpost, device:
     assert used(rows) == 1
 
 
-def test_a_stranger_can_not_use_up_a_devices_id(device: Agent, ask: Ask) -> None:
+def test_an_unsigned_assertion_does_not_use_up_a_jti(device: Agent, ask: Ask) -> None:
     stranger = Agent(device.device_id)
     assert_refused(ask(stranger.assertion(TOKEN_ENDPOINT, jti="next")), 401, "invalid_client")
     assert ask(device.assertion(TOKEN_ENDPOINT, jti="next")).status_code == 200
 
 
-def test_strangers_do_not_learn_which_devices_exist(
+def test_a_refusal_does_not_tell_whether_the_device_exists(
     register: Callable[..., Agent], command: Callable[..., str], client: FlaskClient
 ) -> None:
     registered, revoked, keyless = register(), register(), register()
@@ -514,7 +561,7 @@ def test_the_key_decides_on_the_algorithm(
     assert used(rows) == 0
 
 
-# Forgeries: what is made here from good parts opens no door, neither as an assertion nor as an access token.
+# Forgeries: what is made here from good parts is refused, neither as an assertion nor as an access token.
 
 
 Forge = Callable[["Good"], str]
@@ -759,14 +806,14 @@ def test_an_access_token_has_one_spelling(app: Watchpost, device: Agent, knock: 
     assert knock(token).status_code == 200
 
 
-def test_a_member_of_another_json_type_is_refused_in_an_assertion(device: Agent, ask: Ask, rows: Rows) -> None:
+def test_an_assertion_with_a_claim_of_another_json_type_is_refused(device: Agent, ask: Ask, rows: Rows) -> None:
     for name, assertion in forgery.mistyped(device.key, *assertion_parts(device)):
         answer = ask(assertion)
         assert (answer.status_code, answer.json["error"]) == (401, "invalid_client"), name
     assert used(rows) == 0
 
 
-def test_a_member_of_another_json_type_is_refused_in_an_access_token(
+def test_an_access_token_with_a_claim_of_another_json_type_is_refused(
     app: Watchpost, device: Agent, knock: Knock, rows: Rows
 ) -> None:
     for name, token in forgery.mistyped(*access_parts(app, device, cnf={"jkt": "x"})):
@@ -775,19 +822,17 @@ def test_a_member_of_another_json_type_is_refused_in_an_access_token(
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_bit_that_is_turned_over_makes_an_assertion_worthless(
+def test_an_assertion_with_a_flipped_bit_is_refused(
     kind: str, register: Callable[..., Agent], ask: Ask, rows: Rows
 ) -> None:
     agent = register(Agent(key=KEYS[kind]()))
-    # Some of them; the battery has them all.
+    # Some of them; tests/resilience/tokens.py has all.
     for name, assertion in itertools.islice(forgery.flipped(signed(agent.key, *assertion_parts(agent))), 3, None, 23):
         assert ask(assertion).status_code == 401, name
     assert used(rows) == 0
 
 
-def test_a_bit_that_is_turned_over_makes_an_access_token_worthless(
-    app: Watchpost, device: Agent, knock: Knock, rows: Rows
-) -> None:
+def test_an_access_token_with_a_flipped_bit_is_refused(app: Watchpost, device: Agent, knock: Knock, rows: Rows) -> None:
     token = access_token(app, device)
     for name, text in itertools.islice(forgery.flipped(token), 3, None, 23):
         assert knock(text).status_code == 401, name
@@ -824,7 +869,7 @@ def test_an_enrolment_token_opens_no_other_route(
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_route_wants_its_own_scope(
+def test_each_route_requires_its_own_scope(
     route: str, client: FlaskClient, device: Agent, access: Callable[..., dict[str, str]]
 ) -> None:
     others = " ".join(scope for scope in scopes.WRITE if scope != ROUTES[route])
@@ -860,7 +905,7 @@ ACCEPTED: dict[str, tuple[Claims, dict[str, int], Claims]] = {
 
 
 @pytest.mark.parametrize(("header", "seconds", "claims"), ACCEPTED.values(), ids=ACCEPTED)
-def test_a_good_token_opens_the_door(
+def test_a_valid_access_token_is_accepted(
     header: Claims,
     seconds: dict[str, int],
     claims: Claims,
@@ -918,7 +963,7 @@ BAD_TOKENS: dict[str, tuple[Claims, dict[str, int], Claims]] = {
 
 
 @pytest.mark.parametrize(("header", "seconds", "claims"), BAD_TOKENS.values(), ids=BAD_TOKENS)
-def test_a_bad_token_opens_no_door(
+def test_an_invalid_access_token_is_refused(
     header: Claims,
     seconds: dict[str, int],
     claims: Claims,
@@ -995,22 +1040,20 @@ def test_a_refusal_quotes_nothing_of_the_token(app: Watchpost, device: Agent, kn
 # Remembered tokens
 
 
-def test_a_token_can_be_used_again(app: Watchpost, device: Agent, knock: Knock) -> None:
+def test_a_token_can_be_used_again_and_is_cached(app: Watchpost, device: Agent, knock: Knock) -> None:
     token = access_token(app, device)
     assert [knock(token).status_code for _ in range(3)] == [200] * 3
     assert len(app.extensions["auth"]._remembered) == 1
 
 
 @pytest.mark.parametrize("settings", [{"token_cache": 0}, {"token_cache": 2}], indirect=True)
-def test_no_more_tokens_are_remembered_than_may_be(
-    app: Watchpost, settings: Settings, device: Agent, knock: Knock
-) -> None:
+def test_the_token_cache_is_bounded(app: Watchpost, settings: Settings, device: Agent, knock: Knock) -> None:
     tokens = [access_token(app, device) for _ in range(4)]
     assert [knock(token).status_code for token in tokens * 2] == [200] * 8
     assert len(app.extensions["auth"]._remembered) == settings.token_cache
 
 
-def test_a_refused_token_is_not_remembered(app: Watchpost, device: Agent, knock: Knock) -> None:
+def test_a_refused_token_is_not_cached(app: Watchpost, device: Agent, knock: Knock) -> None:
     before = len(app.extensions["auth"]._remembered)
     token = access_token(app, device, aud="https://else.example")
     assert_challenged(knock(token))
@@ -1018,7 +1061,7 @@ def test_a_refused_token_is_not_remembered(app: Watchpost, device: Agent, knock:
     assert len(app.extensions["auth"]._remembered) == before
 
 
-def test_a_remembered_token_expires(
+def test_a_cached_token_expires(
     app: Watchpost, device: Agent, knock: Knock, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With the leeway of a minute it is good for half a minute more.
@@ -1033,7 +1076,7 @@ def test_a_remembered_token_expires(
     assert rows("SELECT last_heartbeat FROM devices") == first
 
 
-def test_a_remembered_token_goes_with_the_key_that_signed_it(
+def test_a_cached_token_is_refused_after_its_signing_key_is_removed(
     app: Watchpost, device: Agent, knock: Knock, command: Callable[..., str]
 ) -> None:
     token = access_token(app, device)
@@ -1045,7 +1088,7 @@ def test_a_remembered_token_goes_with_the_key_that_signed_it(
     assert_challenged(knock(token))
 
 
-def test_a_remembered_token_of_a_revoked_device_is_forbidden(
+def test_a_cached_token_of_a_revoked_device_is_forbidden(
     app: Watchpost, device: Agent, knock: Knock, command: Callable[..., str], rows: Rows
 ) -> None:
     token = access_token(app, device)

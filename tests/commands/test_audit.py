@@ -39,7 +39,7 @@ def test_every_action_leaves_an_entry(command: Command, device: Agent, rows: Row
     hold = command("hold", "create", "--device", device.device_id, "--reason", "case 7").stdout.strip()
     command("hold", "release", hold)
     command("device", "erase", device.device_id, "--reason", "ticket 8")
-    command("user", "erase", "Anna Muster")
+    command("user", "erase", "--reason", "r", "Anna Muster")
     found = rows(ENTRIES)
     assert {entry["actor"] for entry in found} == {getpass.getuser()}
     assert [(entry["action"], entry["target"]) for entry in found if not entry["action"].startswith("token")] == [

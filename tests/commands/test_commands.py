@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 from base64 import urlsafe_b64decode
@@ -18,7 +19,7 @@ from flask.testing import FlaskClient
 
 from app.api import scopes
 from app.application import Watchpost
-from app.commands import COMMANDS
+from app.commands import COMMANDS, load
 from app.db import migrations
 from config.settings import Settings
 from tests.support.agent import Agent
@@ -93,7 +94,15 @@ def every_command(group: dict[str, click.Command], path: tuple[str, ...] = ()) -
             yield from every_command(command.commands, (*path, name))
 
 
-PATHS = list(every_command({str(command.name): command for command in COMMANDS}))
+def command_at(path: tuple[str, ...]) -> click.Command:
+    command = load(path[0])
+    for name in path[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+PATHS = list(every_command({name: load(name) for name in COMMANDS}))
 
 
 # All commands
@@ -104,7 +113,7 @@ def test_there_is_every_command_of_the_contract() -> None:
         "enrollment": ["create", "list", "revoke"],
         "device": ["list", "show", "revoke", "restore", "forget-key"],
         "token": ["create"],
-        "keys": ["rotate", "list"],
+        "keys": ["list", "rotate", "add", "promote", "remove"],
     }
     assert {(group, name) for group, names in promised.items() for name in names} <= set(PATHS)
 
@@ -131,6 +140,16 @@ def test_a_command_explains_itself(path: tuple[str, ...], done: Done) -> None:
         ("device", "list", "--limit", "0"),
         ("device", "list", "--limit", "many"),
         ("device", "list", "--nothing"),
+        ("device", "show", "a", "--nothing"),
+        ("enrollment", "create", "--label", "", "--max-uses", "1", "--expires-in", "1d"),
+        ("enrollment", "create", "--label", " \t\n", "--max-uses", "1", "--expires-in", "1d"),
+        ("enrollment", "revoke", "-7c41d6"),
+        ("hold", "create", "--device", "a", "--reason", ""),
+        ("hold", "create", "--device", "a", "--reason", " "),
+        ("hold", "release", "-7c41d6"),
+        ("user", "erase", "anna"),
+        ("user", "erase", "anna", "--reason", ""),
+        ("device", "erase", "a", "--reason", " "),
         ("token", "create", "--subject", "alice", "--scope", "prompts:read"),
         ("token", "create", "--scope", "prompts:read", "--expires-in", "1h"),
         ("keys", "remove"),
@@ -146,16 +165,15 @@ def test_a_command_that_is_called_wrongly_exits_with_2(arguments: tuple[str, ...
 @pytest.mark.parametrize("more", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize("name", ["show", "revoke", "restore", "forget-key"])
 @pytest.mark.parametrize("device_id", ["nobody", "", "no body", "a\nb", "\x1b[2J", "\udcff", "é" * 200])
-def test_a_device_that_there_is_not_exits_with_1(
-    name: str, device_id: str, more: tuple[str, ...], run: Run, rows: Rows
-) -> None:
-    result = run("device", name, *more, "--", device_id)
+def test_an_unknown_device_exits_with_1(name: str, device_id: str, more: tuple[str, ...], run: Run, rows: Rows) -> None:
+    result = run("device", name, *more, device_id)
+    assert result.output == run("device", name, *more, "--", device_id).output
     assert_failed(result, 1)
     assert "\x1b" not in result.stderr
     assert rows("SELECT device_id FROM devices") == []
 
 
-def test_an_enrolment_that_there_is_not_exits_with_1(run: Run) -> None:
+def test_an_unknown_enrolment_exits_with_1(run: Run) -> None:
     assert_failed(run("enrollment", "revoke", NOBODY), 1)
 
 
@@ -185,6 +203,52 @@ def test_a_database_without_a_schema_exits_with_1_and_says_what_to_do(run: Run, 
     result = run("device", "list")
     assert_failed(result, 1)
     assert "migrate" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if not isinstance(command_at(path), click.Group)], ids=" ".join
+)
+def test_every_command_prints_json_when_asked(path: tuple[str, ...]) -> None:
+    assert "--json" in {name for param in command_at(path).params for name in param.opts}
+
+
+# Arguments that look like options
+
+
+@pytest.mark.parametrize(
+    "device_id", ["-7c41d6", "--", "-", "--help", "--json", "-h", "--limit=5", "--device", "---", "-x=1"]
+)
+def test_a_device_id_is_never_taken_for_an_option(
+    device_id: str, done: Done, register: Callable[..., Agent], rows: Rows
+) -> None:
+    register(Agent(device_id))
+    assert json.loads(done("device", "show", device_id, "--json"))["device_id"] == device_id
+    if device_id not in ("--json", "--help"):
+        assert json.loads(done("device", "show", "--json", device_id))["device_id"] == device_id
+    assert json.loads(done("device", "show", "--json", "--", device_id))["device_id"] == device_id
+    done("device", "revoke", device_id)
+    assert rows("SELECT revoked_at IS NOT NULL AS revoked FROM devices") == [{"revoked": True}]
+    done("device", "restore", device_id)
+    done("device", "forget-key", device_id)
+    assert rows("SELECT revoked_at, key_thumbprint FROM devices") == [{"revoked_at": None, "key_thumbprint": None}]
+    done("hold", "release", done("hold", "create", "--device", device_id, "--reason", "-r").strip())
+    assert rows("SELECT device_id, reason FROM legal_holds") == [{"device_id": device_id, "reason": "-r"}]
+    done("device", "erase", device_id, "--reason", "--help")
+    assert rows("SELECT target FROM audit_log WHERE action = 'device.erased'") == [{"target": device_id}]
+
+
+@pytest.mark.parametrize("name", ["-anna", "--help", "--json", "--reason="])
+def test_a_users_name_is_never_taken_for_an_option(name: str, done: Done, rows: Rows) -> None:
+    done("user", "erase", name, "--reason", "-asked")
+    target = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    assert {row["target"] for row in rows("SELECT target FROM audit_log WHERE action LIKE 'user.%'")} == {target}
+
+
+def test_names_that_begin_with_a_hyphen_can_be_given_to_options(done: Done, rows: Rows) -> None:
+    done("enrollment", "create", "--label", "--help", "--max-uses", "1", "--expires-in", "1d")
+    assert [row["label"] for row in rows("SELECT label FROM enrollments")] == ["--help"]
+    token = done("token", "create", "--subject", "-anna", "--scope", "prompts:read", "--expires-in", "1h")
+    assert claims_of(token)["sub"] == "-anna"
 
 
 # Enrolments
@@ -223,7 +287,7 @@ def test_uses_are_a_number_of_at_least_one(max_uses: str, run: Run, rows: Rows) 
 @pytest.mark.parametrize(
     "given", ["5", "0d", "-1d", "1.5h", "1y", "d", "", " 1d", "1d ", "1D", "\uff11d", "3651d", "9" * 99]
 )
-def test_what_is_no_duration_is_refused(given: str, run: Run, rows: Rows) -> None:
+def test_an_invalid_duration_is_refused(given: str, run: Run, rows: Rows) -> None:
     assert_failed(run("enrollment", "create", "--label", "x", "--max-uses", "1", f"--expires-in={given}"), 2)
     assert_failed(run("token", "create", "--subject", "x", "--scope", "prompts:read", f"--expires-in={given}"), 2)
     assert rows("SELECT enrollment_id FROM enrollments") == []
@@ -239,7 +303,7 @@ def test_durations_have_a_unit(given: str, seconds: int, done: Done) -> None:
     assert enrolment["exp"] - enrolment["iat"] == token["exp"] - token["iat"] == seconds
 
 
-def test_the_list_counts_uses_and_shows_the_newest_first(
+def test_enrollment_list_counts_uses_and_shows_the_newest_first(
     done: Done, enrollment: Callable[..., str], join: Callable[..., int]
 ) -> None:
     first, second = enrollment(label="first", max_uses=5), enrollment(label="second")
@@ -260,7 +324,7 @@ def test_lists_of_nothing_are_a_heading_and_an_empty_list(done: Done) -> None:
     assert [json.loads(done(name, "list", "--json")) for name in ("enrollment", "device")] == [[], []]
 
 
-def test_the_list_shows_no_token(done: Done, enrollment: Callable[..., str]) -> None:
+def test_enrollment_list_shows_no_token(done: Done, enrollment: Callable[..., str]) -> None:
     token = enrollment()
     assert token not in done("enrollment", "list") + done("enrollment", "list", "--json")
 
@@ -330,7 +394,7 @@ HOSTILE = "evil\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e\u200b\x00\ud800end"
 
 
 @pytest.mark.parametrize("field", ["hostname", "os", "browsers"])
-def test_what_a_device_reports_does_not_steer_the_terminal(
+def test_device_metadata_can_not_inject_terminal_escapes(
     field: str, done: Done, register: Callable[..., Agent]
 ) -> None:
     agent = register(Agent("hostile"), **{field: [HOSTILE] if field == "browsers" else HOSTILE})
@@ -343,7 +407,7 @@ def test_what_a_device_reports_does_not_steer_the_terminal(
     assert len(shown.splitlines()) == 11
 
 
-def test_a_label_does_not_steer_the_terminal(done: Done) -> None:
+def test_an_enrolment_label_can_not_inject_terminal_escapes(done: Done) -> None:
     done("enrollment", "create", "--label", "evil\x1b[2J\nend", "--max-uses", "1", "--expires-in", "1d")
     listed = done("enrollment", "list")
     assert "\x1b" not in listed
@@ -438,7 +502,7 @@ def test_every_scope_for_reading_can_be_given(scope: str, done: Done) -> None:
         "*",
     ],
 )
-def test_no_other_scope_is_given_away(scope: str, run: Run) -> None:
+def test_token_create_refuses_any_other_scope(scope: str, run: Run) -> None:
     assert_failed(run("token", "create", "--subject", "alice", f"--scope={scope}", "--expires-in", "1h"), 2)
 
 
@@ -450,7 +514,7 @@ def test_a_subject_is_printable(subject: str, run: Run) -> None:
 # Keys
 
 
-def test_a_rotation_prints_the_new_key_alone(done: Done) -> None:
+def test_keys_rotate_prints_the_new_key_id_alone(done: Done) -> None:
     kid = done("keys", "rotate").removesuffix("\n")
     listed = json.loads(done("keys", "list", "--json"))
     assert [key["kid"] == kid for key in listed] == [True, False]
@@ -458,7 +522,7 @@ def test_a_rotation_prints_the_new_key_alone(done: Done) -> None:
     assert json.loads(done("keys", "list", "--json"))[0]["kid"] == other["kid"]
 
 
-def test_a_removal_prints_the_removed_key(done: Done) -> None:
+def test_keys_remove_prints_the_removed_key_id(done: Done) -> None:
     kid = done("keys", "rotate").strip()
     done("keys", "rotate")
     assert done("keys", "remove", kid) == kid + "\n"

@@ -119,7 +119,7 @@ def test_a_replay_of_what_was_erased_brings_nothing_back(reported: Any, command:
 
 
 def test_a_person_is_erased_on_every_device(reported: Any, command: Any, rows: Rows) -> None:
-    result = command("user", "erase", "anna", "--json")
+    result = command("user", "erase", "--reason", "r", "anna", "--json")
     erased = {"prompts": 10, "compliance_events": 6, "extension_status": 0, "browser_instances": 2}
     assert json.loads(result.stdout) == erased
     assert rows("SELECT count(*) AS n FROM prompts WHERE prompt != '' AND username = 'ben'") == [{"n": 10}]
@@ -185,7 +185,7 @@ def test_nothing_that_a_device_said_is_left_anywhere(
 
 
 def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, command: Any, rows: Rows) -> None:
-    result = command("user", "erase", "WORD", "--json")
+    result = command("user", "erase", "--reason", "r", "WORD", "--json")
     assert json.loads(result.stdout) == {
         "prompts": 6,
         "compliance_events": 4,
@@ -198,7 +198,7 @@ def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
 def test_a_name_may_come_from_standard_input(named: Agent, app: Any, rows: Rows, ending: str) -> None:
     """Where no list of processes shows it."""
-    result = app.test_cli_runner().invoke(args=["user", "erase", "-"], input=f"WORD{ending}")
+    result = app.test_cli_runner().invoke(args=["user", "erase", "--reason", "r", "-"], input=f"WORD{ending}")
     assert result.exit_code == 0, result.output
     assert "WORD" not in result.output
     assert everywhere(rows, "WORD") == ["devices"]
@@ -211,7 +211,7 @@ def test_at_a_terminal_the_name_is_asked_for(named: Agent, settings: Settings, r
     terminal, end = pty.openpty()
     try:
         os.write(terminal, b"WORD\n")
-        command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", "user", "erase", "-"]
+        command = [str(Path(sys.executable).parent / "flask"), "--app", "wsgi", "user", "erase", "--reason", "r", "-"]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdin=end, capture_output=True, text=True, timeout=60, check=False
         )
@@ -226,7 +226,7 @@ def test_at_a_terminal_the_name_is_asked_for(named: Agent, settings: Settings, r
 
 @pytest.mark.parametrize("given", [b"", b"\n", b"anna\nben\n", b"ann\xe4\n", b"anna\x00\n"])
 def test_what_can_be_nobodys_name_is_refused(reported: Any, app: Any, rows: Rows, given: bytes) -> None:
-    result = app.test_cli_runner().invoke(args=["user", "erase", "-"], input=given)
+    result = app.test_cli_runner().invoke(args=["user", "erase", "--reason", "r", "-"], input=given)
     assert result.exit_code == 2
     assert "NAME" in result.stderr
     assert rows("SELECT * FROM prompts WHERE erased_at IS NOT NULL") == []
@@ -250,7 +250,7 @@ def test_a_profile_on_a_device_that_is_held_is_not_blanked(reported: Any, comman
     one, _, _ = reported
     rows("UPDATE browser_instances SET profile_name = 'carla' WHERE device_id = %s", one.device_id)
     hold = command("hold", "create", "--device", one.device_id, "--reason", "r").stdout.strip()
-    refused = command("user", "erase", "carla")
+    refused = command("user", "erase", "--reason", "r", "carla")
     assert refused.exit_code == 1
     assert hold in refused.stderr
     assert rows("SELECT count(*) AS n FROM browser_instances WHERE profile_name = 'carla'") == [{"n": 1}]
@@ -266,14 +266,18 @@ def test_a_hold_that_comes_between_the_look_and_the_erasure_keeps_everything(
     refused = command("device", "erase", one.device_id, "--reason", "r")
     assert refused.exit_code == 1
     assert "hold was made meanwhile" in refused.stderr
-    command("user", "erase", "anna")
+    command("user", "erase", "--reason", "r", "anna")
     assert said(rows, one.device_id) == before
 
 
-def test_a_hold_of_a_device_that_there_is_not_is_made_and_said(command: Any) -> None:
-    result = command("hold", "create", "--device", "laptop-typo", "--reason", "r")
-    assert result.exit_code == 0
-    assert "there is no device laptop-typo" in result.stderr
+def test_a_hold_of_an_unknown_device_is_refused_without_future(app: Any, command: Any, rows: Rows) -> None:
+    arguments = ["hold", "create", "--device", "laptop-typo", "--reason", "r"]
+    result = app.test_cli_runner().invoke(args=arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--future" in result.stderr
+    assert rows("SELECT hold_id FROM legal_holds") == []
+    command(*arguments, "--future")
+    assert rows("SELECT device_id FROM legal_holds") == [{"device_id": "laptop-typo"}]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_what_is_held_is_not_erased(reported: Any, command: Any, rows: Rows, hol
     arguments = [argument.format(device=one.device_id) for argument in hold]
     hold_id = command("hold", "create", *arguments, "--reason", "case 9").stdout.strip()
     before = said(rows, one.device_id)
-    for refused in (("device", "erase", one.device_id, "--reason", "r"), ("user", "erase", "anna")):
+    for refused in (("device", "erase", one.device_id, "--reason", "r"), ("user", "erase", "--reason", "r", "anna")):
         result = command(*refused)
         assert result.exit_code == 1
         assert hold_id in result.stderr
@@ -331,7 +335,7 @@ def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: 
         ("hold", "create", "--from", "2026-02-01", "--to", "2026-01-01", "--reason", "r"),
         ("hold", "create", "--from", "yesterday", "--reason", "r"),
         ("device", "erase", "d"),
-        ("user", "erase", ""),
+        ("user", "erase", "--reason", "r", ""),
     ],
 )
 def test_a_command_that_is_called_wrongly_exits_with_2(command: Any, rows: Rows, arguments: tuple[str, ...]) -> None:
@@ -353,7 +357,7 @@ def test_a_device_that_there_is_not_can_not_be_erased(command: Any, rows: Rows) 
 
 
 def test_holds_are_listed(command: Any) -> None:
-    first = command("hold", "create", "--device", "d", "--reason", "one").stdout.strip()
+    first = command("hold", "create", "--device", "d", "--future", "--reason", "one").stdout.strip()
     second = command("hold", "create", "--from", "2026-01-01", "--reason", "two").stdout.strip()
     command("hold", "release", second)
     listed = json.loads(command("hold", "list", "--json").stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from psycopg.rows import dict_row
 
 from app.application import create_app
-from app.commands.review import STATISTICS, wanted
+from app.commands import review_server
+from app.commands.review_server import STATISTICS, wanted
 from app.db import migrations, plans
 from app.db.statements import names, statement
 from app.dev import embedded
@@ -140,3 +142,19 @@ def test_statistics_name_the_files(with_statistics: psycopg.Connection[Any]) -> 
                 with_statistics.execute(statement(name).text, plans.examples(), prepare=True)
     found = {row["file"]: row["calls"] for row in with_statistics.execute(STATISTICS.encode()).fetchall()}
     assert {name: found.get(name) for name in names()} == dict.fromkeys(names(), 3)
+
+
+def test_statistics_are_shown_when_the_extension_is_there(with_statistics: psycopg.Connection[Any]) -> None:
+    assert "does not have it" not in "\n".join(review_server.statistics(with_statistics))
+
+
+def test_statistics_say_that_the_extension_is_not_there(database_url: str) -> None:
+    with psycopg.connect(database_url, row_factory=dict_row) as connection:
+        assert "This database does not have it." in "\n".join(review_server.statistics(connection))
+
+
+def test_a_review_as_json_has_a_title_and_a_text_for_each_section(settings: Settings) -> None:
+    result = create_app(settings).test_cli_runner().invoke(args=["review", "--json"])
+    titles = [section["title"] for section in json.loads(result.stdout)]
+    assert titles[0].startswith("Watchpost")
+    assert {"Tables", "Grants", "Statements", "Migrations", "Backup and restore"} <= set(titles)

@@ -19,7 +19,7 @@ import pytest
 
 from app.db import migrations
 from app.db.statements import statement
-from app.dev import embedded
+from app.dev import embedded, programs
 from config.settings import load
 from tests import demo
 from tests.support.seed import fill
@@ -114,10 +114,10 @@ def test_a_restore_to_a_moment_has_what_was_acknowledged_before_it_and_nothing_a
     cluster, backups, restored = folder / "first" / "postgresql", folder / "backups", folder / "restored" / "postgresql"
     with embedded.running(str(folder / "first"), QUICK) as url:
         for own in (backups, restored.parent):
-            embedded._own_folder(own)
+            programs.own_folder(own)
         operator = Operator(
-            embedded._user(),
-            embedded.programs(),
+            programs.server_user(),
+            programs.programs(),
             SERVER=address(url),
             DATA=str(cluster),
             BACKUPS=str(backups),
@@ -162,7 +162,7 @@ def test_a_restore_to_a_moment_has_what_was_acknowledged_before_it_and_nothing_a
             with serving(folder, database_url=there) as service:
                 play_demo(service)
         finally:
-            embedded._run("pg_ctl", "stop", "--mode=immediate", "-D", str(restored))
+            embedded.run_program("pg_ctl", "stop", "--mode=immediate", "-D", str(restored))
 
 
 @contextlib.contextmanager
@@ -281,7 +281,7 @@ def described(url: str) -> dict[str, list[dict[str, Any]]]:
         return found
 
 
-def test_a_dump_brings_everything_into_an_empty_cluster(folder: Path, database_url: str) -> None:
+def test_pg_dump_restores_everything_into_an_empty_cluster(folder: Path, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         fill(connection, 100, 700)
     with embedded.running(str(folder / "empty"), QUICK) as url:

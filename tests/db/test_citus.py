@@ -131,13 +131,13 @@ def broken(connection: psycopg.Connection[Any], rule: str) -> list[str]:
     return [row[0] for row in connection.execute(CATALOG[rule], {"all": tables}).fetchall()]
 
 
-def test_the_file_can_be_run_again(spread: psycopg.Connection[Any]) -> None:
+def test_citus_sql_can_be_run_again(spread: psycopg.Connection[Any]) -> None:
     spread.execute(CITUS)
     found = {row[0] for row in spread.execute("SELECT table_name::text FROM citus_tables").fetchall()}
     assert found == {*SPREAD, *REFERENCE}
 
 
-def test_every_table_has_its_place(spread: psycopg.Connection[Any]) -> None:
+def test_every_table_is_distributed_or_a_reference_table(spread: psycopg.Connection[Any]) -> None:
     tables = {row[0] for row in spread.execute(TABLES).fetchall() if "yoyo" not in row[0]} - {"citus_tables"}
     assert tables - {*SPREAD, *REFERENCE, *LOCAL} == set(), "say in config/citus.sql where these are kept"
 
@@ -164,7 +164,7 @@ def test_a_rule_of_the_catalog_catches_what_it_is_for(spread: psycopg.Connection
 
 @pytest.mark.parametrize("rule", TEXT)
 @pytest.mark.parametrize("name", names())
-def test_no_statement_says_what_citus_refuses(name: str, rule: str) -> None:
+def test_no_statement_uses_what_citus_refuses(name: str, rule: str) -> None:
     text = statement(name).text
     if not re.search(rf"\b{SPREAD_TABLE}", text) and "enrollments" not in text:
         return  # on the coordinator alone it is PostgreSQL's

@@ -504,45 +504,30 @@ def test_a_table_that_is_in_use_for_a_moment_is_waited_for(rows: Rows, database_
 
 
 def test_the_running_service_makes_missing_partitions_and_tries_again_when_it_could_not(
-    rows: Rows, database_url: str, settings: Settings, tmp_path: Path
+    rows: Rows, database_url: str, tmp_path: Path
 ) -> None:
     script = """
-import sys
-from app.dev import keeper
-keeper.PARTITIONS_SECONDS = keeper.PARTITIONS_RETRY_SECONDS = 1
-sys.exit(keeper.main())
+from app.jobs import worker
+from config.settings import load
+jobs = tuple(job._replace(seconds=1, retry_seconds=1) for job in worker.JOBS)
+worker.Worker(load(), jobs).serve()
 """
-    environment = {
-        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
-        "WATCHPOST_OWNER_DATABASE_URL": as_role(database_url, "owner"),
-        "WATCHPOST_SIGNING_KEYS": str(settings.signing_keys_path),
-        "PATH": "/usr/bin:/bin",
-    }
+    environment = {"WATCHPOST_DATABASE_URL": as_role(database_url, "writer"), "PATH": "/usr/bin:/bin"}
     exists = "SELECT to_regclass(%s) IS NOT NULL AS is_there"
-    log = tmp_path / "keeper.log"
+    log = tmp_path / "worker.log"
+    rows("ALTER FUNCTION ensure_partitions RENAME TO gone")
+    rows(f"DROP TABLE {name(PROMPT)}")
     with log.open("w") as errors:
-        keeper = subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
+        worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=errors)
     try:
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline() == "ready\n"
-        rows("ALTER FUNCTION ensure_partitions RENAME TO gone")
-        rows(f"DROP TABLE {name(PROMPT)}")
         wait_for(lambda: "can't make partitions: UndefinedFunction 42883" in log.read_text())
         assert rows(exists, name(PROMPT)) == [{"is_there": False}]
         rows("ALTER FUNCTION gone RENAME TO ensure_partitions")
         wait_for(lambda: rows(exists, name(PROMPT)) == [{"is_there": True}])
-        assert keeper.poll() is None
+        assert worker.poll() is None
     finally:
-        keeper.communicate(timeout=30)
-    assert keeper.returncode == 0
+        worker.terminate()
+        assert worker.wait(60) == 0
 
 
 @pytest.fixture(scope="module", params=["not analyzed", "analyzed"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +15,14 @@ from app.db import migrations
 from app.db.plans import examples
 from app.db.statements import FOLDER, statement
 from tests.db.test_migrations import PREVIOUS
-from tests.support.service import ROOT, Service, as_role
+from tests.support.service import Service, as_role, serving
 
 EVIDENCE = ("prompts", "extension_status", "compliance_events")
 WRITER_FILES = sorted(
     str(path.relative_to(FOLDER).with_suffix(""))
     for path in FOLDER.rglob("*.sql")
-    if "%(rows)s" in path.read_text() or path.stem in ("select_key", "use_assertion", "select_migrations")
+    if "%(rows)s" in path.read_text()
+    or path.stem in ("select_key", "use_assertion", "delete_expired_assertions", "select_migrations")
 )
 REFUSED_TO_THE_WRITER = [
     *(f"DELETE FROM {table}" for table in (*EVIDENCE, "devices", "browser_instances", "enrollments")),
@@ -216,12 +215,15 @@ def test_a_changed_right_is_put_back_when_the_grants_change(
         writer.execute("DELETE FROM prompts")
 
 
+@pytest.mark.parametrize("is_supervised", [True, False], ids=["make run", "gunicorn"])
 @pytest.mark.parametrize("options", ["", "&options=-c%20role%3Dwatchpost_writer"], ids=["", "in another's role"])
-def test_the_service_refuses_to_run_as_a_superuser(tmp_path_factory: Any, database_url: str, options: str) -> None:
+def test_the_service_refuses_to_run_as_a_superuser(
+    tmp_path_factory: Any, database_url: str, options: str, is_supervised: bool
+) -> None:
     folder = tmp_path_factory.mktemp("superuser")
-    service = Service(folder, Database_url=database_url + options)
+    service = Service(folder, is_supervised=is_supervised, Database_url=database_url + options)
     try:
-        assert service.process.wait(30) == 3
+        assert service.process.wait(60) == 3
     finally:
         service.kill_everything()
     lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
@@ -234,7 +236,7 @@ def test_a_service_that_may_not_migrate_waits_for_the_owner(
 ) -> None:
     migrations.rollback(database_url, to=migrations.names()[-1])
     folder = tmp_path_factory.mktemp("waits")
-    service = Service(folder, database_url=database_url, owner_database_url="")
+    service = Service(folder, is_supervised=True, database_url=database_url, owner_database_url="")
     try:
         answer = _when_it_answers(service)
         assert answer.status == 503
@@ -247,24 +249,12 @@ def test_a_service_that_may_not_migrate_waits_for_the_owner(
         service.kill_everything()
 
 
-def test_a_service_that_may_not_migrate_and_need_not_says_nothing(database_url: str, signing_keys: Path) -> None:
-    environment = {
-        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
-        "WATCHPOST_SIGNING_KEYS": str(signing_keys),
-        "PATH": "/usr/bin:/bin",
-    }
-    keeper = subprocess.run(
-        [sys.executable, "-m", "app.dev.keeper"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (keeper.returncode, keeper.stdout) == (0, "ready\n"), keeper.stderr
-    assert keeper.stderr == ""
+def test_a_service_that_may_not_migrate_and_need_not_says_nothing(tmp_path_factory: Any, database_url: str) -> None:
+    folder = tmp_path_factory.mktemp("silent")
+    with serving(folder, is_supervised=True, database_url=database_url, owner_database_url="") as service:
+        pass
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    assert [line for line in lines if line["level"] not in ("info", "debug")] == []
 
 
 def test_a_databases_owner_can_give_the_roles_their_rights(

@@ -213,7 +213,7 @@ def tables(template: Any, state: str) -> Iterator[Tables]:
 
 
 @pytest.mark.parametrize("state", ["empty", "filled but not analyzed", "filled and analyzed"])
-def test_statements_find_their_rows_as_their_headers_say(template: Any, state: str) -> None:
+def test_query_plans_use_the_index_that_the_header_names(template: Any, state: str) -> None:
     with tables(template, state) as there:
         faults = [fault for name in NAMES for fault in faults_of(there, name, state == "empty")]
     assert not faults, "\n".join(faults)
@@ -233,7 +233,7 @@ HOLDS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables 
 
 
 @pytest.mark.parametrize("state", ["not analyzed", "analyzed"])
-def test_whether_a_row_is_held_is_found_without_reading_the_holds_of_others(template: Any, state: str) -> None:
+def test_a_legal_hold_check_reads_no_holds_of_other_devices(template: Any, state: str) -> None:
     """A plan does not show what happens in is_held."""
     parameters = plans.examples()
     parameters["from_ms"] = parameters["after_ms"]

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from app.db import migrations
-from app.dev import embedded
+from app.dev import embedded, programs
 from tests.support.agent import Agent
 from tests.support.service import Service, as_role, prompt, registered, servers_of, serving, wait_for
 
@@ -64,8 +64,8 @@ def pair(folder: Path) -> Iterator[Pair]:
         host = psycopg.conninfo.conninfo_to_dict(primary)["host"]
         copy = folder / "standby" / "postgresql"
         copy.parent.mkdir(mode=0o755)
-        embedded._own_folder(copy)
-        embedded._run(
+        programs.own_folder(copy)
+        embedded.run_program(
             *("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-D", str(copy)),
             *("-d", f"host={host} user=postgres application_name={NAME}"),
         )
@@ -110,7 +110,7 @@ class Writer(threading.Thread):
         wait_for(lambda: len(self.acknowledged) >= wanted)
 
 
-def test_a_promoted_standby_has_all_that_was_acknowledged_and_the_service_goes_on(pair: Pair) -> None:
+def test_after_a_failover_the_promoted_standby_has_all_that_was_acknowledged(pair: Pair) -> None:
     with serving(pair.folder, **pair.settings) as service:
         agent, token = registered(service)
         writers = [Writer(service, agent, token) for _ in range(4)]
@@ -136,7 +136,7 @@ def test_a_promoted_standby_has_all_that_was_acknowledged_and_the_service_goes_o
         assert set().union(*(writer.statuses for writer in writers)) <= {200, 201, 503}
         assert service.get("/readyz").status == 200
         # A few seconds, if the machine is not busy with something else.
-        assert took < 60
+        assert took < 120
 
 
 def test_lists_are_read_from_the_standby_and_nothing_else_is(pair: Pair) -> None:

@@ -111,7 +111,7 @@ def test_a_stopped_database_is_503_and_the_service_recovers_by_itself(
     wait_for(lambda: hasty.get("/readyz").status_code == 200)
 
 
-def test_a_server_that_restarts_between_requests_is_not_noticed(
+def test_a_database_restart_between_requests_costs_no_request(
     own_server: Server, client: FlaskClient, device: Agent, headers: dict[str, str]
 ) -> None:
     assert client.post("/api/prompt", json=prompt(device), headers=headers).status_code == 201
@@ -120,7 +120,7 @@ def test_a_server_that_restarts_between_requests_is_not_noticed(
     assert client.post("/api/prompt", json=prompt(device, prompt="next"), headers=headers).status_code == 201
 
 
-def test_killed_backends_cost_no_request(
+def test_a_failover_that_kills_backends_costs_no_request(
     app: Watchpost,
     device: Agent,
     headers: dict[str, str],
@@ -143,7 +143,7 @@ def test_killed_backends_cost_no_request(
 
 
 @pytest.mark.direct("PgBouncer, not the service, has the connections that are let go")
-def test_connections_that_the_server_let_go_because_they_were_idle_cost_no_request(
+def test_connections_closed_by_the_idle_timeout_cost_no_request(
     settings: Settings, device: Agent, headers: dict[str, str]
 ) -> None:
     impatient = settings.database_url + "&options=-c%20idle_session_timeout%3D100ms"
@@ -156,7 +156,7 @@ def test_connections_that_the_server_let_go_because_they_were_idle_cost_no_reque
 
 
 @pytest.mark.direct("this test's time limit reaches the server as `options`, which PgBouncer does not pass on")
-def test_a_transaction_that_the_server_ends_for_its_length_is_503(
+def test_a_transaction_timeout_is_503(
     settings: Settings, device: Agent, headers: dict[str, str], database_url: str
 ) -> None:
     app = create_app(
@@ -171,7 +171,7 @@ def test_a_transaction_that_the_server_ends_for_its_length_is_503(
 
 
 @pytest.mark.direct("this test's shorter time limits reach the server as `options`, which PgBouncer does not pass on")
-def test_a_locked_table_is_503_within_the_time_limits_and_nothing_is_stored(
+def test_a_locked_table_is_503_within_the_lock_timeout_and_stores_nothing(
     hasty: FlaskClient,
     device: Agent,
     headers: dict[str, str],
@@ -198,7 +198,7 @@ def unlocked(settings: Settings) -> Iterator[Watchpost]:
 
 
 @pytest.mark.direct("this test's time limit reaches the server as `options`, which PgBouncer does not pass on")
-def test_the_rows_of_a_set_do_not_each_wait_for_a_table_that_somebody_holds(
+def test_rows_of_a_batch_wait_for_a_locked_table_once(
     unlocked: Watchpost,
     device: Agent,
     headers: dict[str, str],
@@ -215,7 +215,7 @@ def test_the_rows_of_a_set_do_not_each_wait_for_a_table_that_somebody_holds(
 
 
 @pytest.mark.direct("this test's time limit reaches the server as `options`, which PgBouncer does not pass on")
-def test_a_row_that_somebody_holds_costs_no_other_row_of_its_set(
+def test_a_locked_row_costs_no_other_row_of_its_batch(
     unlocked: Watchpost, headers: dict[str, str], database_url: str, rows: Callable[..., list[dict[str, Any]]]
 ) -> None:
     def beat(number: int) -> Any:
@@ -258,7 +258,9 @@ def test_a_batch_that_could_not_be_stored_is_seen_by_readiness_until_one_is_stor
     wait_for(lambda: hasty.get("/readyz").status_code == 200)
 
 
-def test_a_full_pool_is_503(settings: Settings, device: Agent, headers: dict[str, str], database_url: str) -> None:
+def test_an_exhausted_connection_pool_is_503(
+    settings: Settings, device: Agent, headers: dict[str, str], database_url: str
+) -> None:
     app = create_app(replace(settings, pool_size=1, pool_wait_seconds=4))
     with psycopg.connect(database_url) as blocker, ThreadPoolExecutor(1) as threads:
         blocker.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
@@ -276,7 +278,7 @@ def somebody_waits(connection: psycopg.Connection[Any]) -> bool:
     return connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone() is not None
 
 
-def test_many_who_ask_for_readiness_leave_connections_to_those_who_write(
+def test_many_readiness_requests_leave_connections_to_writes(
     settings: Settings, device: Agent, headers: dict[str, str], database_url: str
 ) -> None:
     app = create_app(replace(settings, pool_size=2, connections=1))
@@ -291,7 +293,7 @@ def test_many_who_ask_for_readiness_leave_connections_to_those_who_write(
     app.extensions["db"].close()
 
 
-def test_a_queue_that_is_full_is_503_at_once(
+def test_a_full_queue_is_503_at_once(
     settings: Settings, device: Agent, headers: dict[str, str], database_url: str
 ) -> None:
     app = create_app(replace(settings, queue_rows=2))
@@ -310,7 +312,7 @@ def test_a_queue_that_is_full_is_503_at_once(
 
 
 @pytest.mark.direct("a server connection that PgBouncer holds keeps the setting that it began with")
-def test_a_read_only_database_is_503_and_recovers(
+def test_a_read_only_database_after_a_failover_is_503_and_recovers(
     hasty: FlaskClient,
     device: Agent,
     headers: dict[str, str],

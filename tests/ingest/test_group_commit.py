@@ -40,29 +40,29 @@ def shared(store: Store, **limits: Any) -> GroupCommit[int, int]:
 
 def queued(commit: GroupCommit[int, int], amount: int) -> None:
     """Return when so many rows wait behind the set that is running."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(commit._queue) < amount:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def test_a_leader_waits_a_moment_for_as_many_as_the_set_before_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 20)
+def test_a_leader_waits_briefly_for_as_many_rows_as_the_previous_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 120)
     store = Store()
     commit = shared(store)
     commit._expected = 3
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(commit.submit, row) for row in range(3)]
         # Who is alone next is expected to come with two others, but nobody is waited for longer than the limit.
-        assert sorted(answer.result(19) for answer in answers) == [0, 10, 20]
+        assert sorted(answer.result(60) for answer in answers) == [0, 10, 20]
         assert [len(rows) for rows in store.sets] == [3]
         monkeypatch.setattr("app.ingest.group_commit.GATHER_SECONDS", 0.01)
-        assert threads.submit(commit.submit, 4).result(10) == 40
+        assert threads.submit(commit.submit, 4).result(60) == 40
         assert [len(rows) for rows in store.sets] == [3, 1]
         assert commit._expected == 1
 
 
-def test_rows_that_wait_together_are_one_set_in_the_order_of_arrival() -> None:
+def test_rows_that_wait_together_are_one_batch_in_the_order_of_arrival() -> None:
     store = Store()
     commit = shared(store)
     store.gate.clear()
@@ -79,7 +79,7 @@ def test_rows_that_wait_together_are_one_set_in_the_order_of_arrival() -> None:
     assert store.sets == [[0], list(range(1, 21))]
 
 
-def test_a_set_is_never_larger_than_the_limit() -> None:
+def test_a_batch_is_never_larger_than_the_limit() -> None:
     store = Store()
     commit = shared(store, max_rows=7)
     store.gate.clear()
@@ -93,7 +93,7 @@ def test_a_set_is_never_larger_than_the_limit() -> None:
     assert [len(rows) for rows in store.sets] == [1, 7, 7, 7, 7, 2]
 
 
-def test_one_rows_fault_is_raised_for_that_row_alone() -> None:
+def test_an_error_of_one_row_is_raised_for_that_row_alone() -> None:
     store = Store()
     commit = shared(store)
     with pytest.raises(ValueError, match="-1"):
@@ -117,7 +117,7 @@ def test_a_full_queue_refuses_at_once_and_works_again_when_it_is_drained() -> No
     assert commit.submit(5) == 50
 
 
-def test_who_loses_patience_leaves_the_queue_and_is_not_stored_later() -> None:
+def test_a_row_that_times_out_leaves_the_queue_and_is_not_stored_later() -> None:
     store = Store()
     commit = shared(store, timeout=0.05)
     store.gate.clear()
@@ -131,7 +131,7 @@ def test_who_loses_patience_leaves_the_queue_and_is_not_stored_later() -> None:
     assert store.sets == [[0]]
 
 
-def test_a_leader_that_fails_takes_its_set_with_it_and_passes_the_lead_on() -> None:
+def test_a_leader_that_fails_fails_its_batch_and_the_next_one_leads() -> None:
     def run(rows: list[int]) -> list[int | Exception]:
         entered.set()
         gate.wait(60)
@@ -143,7 +143,7 @@ def test_a_leader_that_fails_takes_its_set_with_it_and_passes_the_lead_on() -> N
     commit: GroupCommit[int, int] = GroupCommit(run, max_rows=10, max_waiting=10, timeout=60)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(commit.submit, 0)
-        entered.wait(10)
+        entered.wait(60)
         second = threads.submit(commit.submit, 1)
         while not commit._queue:
             time.sleep(0.001)
@@ -173,7 +173,7 @@ def prompt(agent: Agent, timestamp: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_a_row_that_fails_in_the_database_costs_no_other_row_of_its_set(
+def test_a_row_that_fails_in_the_database_costs_no_other_row_of_its_batch(
     app: Watchpost,
     device: Agent,
     headers: dict[str, str],
@@ -192,7 +192,7 @@ def test_a_row_that_fails_in_the_database_costs_no_other_row_of_its_set(
 
 
 @pytest.mark.direct("PgBouncer does not pass the shorter time limit on")
-def test_rows_that_are_stored_one_by_one_do_not_each_wait_for_a_database_that_is_away(
+def test_rows_stored_one_by_one_wait_for_an_absent_database_once(
     settings: Settings, device: Agent, headers: dict[str, str], rows: Callable[..., list[dict[str, Any]]], now_ms: int
 ) -> None:
     rows("""
@@ -221,7 +221,7 @@ def test_rows_that_are_stored_one_by_one_do_not_each_wait_for_a_database_that_is
     app.extensions["db"].close()
 
 
-def test_two_kinds_never_wait_for_each_other(
+def test_two_record_types_never_wait_for_each_other(
     app: Watchpost,
     device: Agent,
     headers: dict[str, str],
@@ -283,7 +283,7 @@ def _hammer(settings: Settings, headers: list[dict[str, str]], names: list[str],
     out.put(statuses)
 
 
-def test_overlapping_sets_from_several_processes_never_deadlock(
+def test_overlapping_batches_from_several_processes_never_deadlock(
     settings: Settings,
     register: Callable[..., Agent],
     access: Callable[..., dict[str, str]],
@@ -300,7 +300,7 @@ def test_overlapping_sets_from_several_processes_never_deadlock(
         process.start()
     statuses = [status for _ in processes for status in out.get(timeout=300)]
     for process in processes:
-        process.join(30)
+        process.join(60)
     assert set(statuses) <= {200, 201}
     assert statuses.count(201) == 60 + 60
     assert rows("SELECT count(*) AS stored FROM prompts") == [{"stored": 60}]

@@ -71,7 +71,7 @@ def assert_refused(answer: Any, status: int = 429, name: str = "too-many-request
 
 # Here and below: what is refilled is so little that a machine which stalls for seconds gives away no more than some.
 @with_limits(device_rate=1, burst_seconds=10)
-def test_a_device_that_floods_is_told_when_to_come_back_and_slows_nobody(
+def test_a_device_over_its_rate_limit_gets_429_and_slows_nobody(
     limits: Any, client: FlaskClient, register: Any, access: Any, rows: Callable[..., list[dict[str, Any]]]
 ) -> None:
     flooding, quiet = register(), register()
@@ -132,7 +132,9 @@ def test_the_items_of_a_batch_count_against_the_rate_of_its_device(
 
 
 @with_limits(device_rate=1, burst_seconds=10)
-def test_a_device_can_not_flood_the_token_endpoint(limits: Any, client: FlaskClient, device: Agent, rows: Any) -> None:
+def test_the_token_endpoint_has_a_rate_limit_per_device(
+    limits: Any, client: FlaskClient, device: Agent, rows: Any
+) -> None:
     answers = [client.post("/api/auth/token", data=device.token_request(TOKEN_ENDPOINT)) for _ in range(25)]
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}
@@ -142,7 +144,7 @@ def test_a_device_can_not_flood_the_token_endpoint(limits: Any, client: FlaskCli
 
 
 @with_limits(enrollment_rate=0.4, burst_seconds=10)
-def test_an_enrolment_registers_so_many_devices_a_second(
+def test_registrations_have_a_rate_limit_per_enrolment(
     limits: Any, client: FlaskClient, enrollment: Any, bearer: Any, rows: Any
 ) -> None:
     one, other = bearer(enrollment()), bearer(enrollment())
@@ -156,7 +158,7 @@ def test_an_enrolment_registers_so_many_devices_a_second(
 
 
 @with_limits(address_rate=0.1, burst_seconds=100)
-def test_who_guesses_tokens_waits_and_neighbours_with_good_tokens_do_not(
+def test_invalid_tokens_have_a_rate_limit_per_address_and_valid_ones_have_none(
     limits: Any, client: FlaskClient, register: Any, access: Any
 ) -> None:
     known, fresh = register(), register()
@@ -172,7 +174,9 @@ def test_who_guesses_tokens_waits_and_neighbours_with_good_tokens_do_not(
 
 
 @with_limits(address_rate=0.1, burst_seconds=100)
-def test_wrong_assertions_are_refused_tokens_too(limits: Any, client: FlaskClient, device: Agent) -> None:
+def test_invalid_assertions_count_against_the_rate_limit_of_the_address(
+    limits: Any, client: FlaskClient, device: Agent
+) -> None:
     form = {**Agent(device.device_id).token_request(TOKEN_ENDPOINT)}
     statuses = [client.post("/api/auth/token", data=form).status_code for _ in range(25)]
     assert statuses[:10] == [401] * 10
@@ -180,13 +184,13 @@ def test_wrong_assertions_are_refused_tokens_too(limits: Any, client: FlaskClien
 
 
 @with_limits(address_rate=0.1, burst_seconds=10)
-def test_a_caller_can_not_choose_its_address(limits: Any, client: FlaskClient) -> None:
+def test_a_client_can_not_choose_its_address_by_x_forwarded_for(limits: Any, client: FlaskClient) -> None:
     forwarded = [{**WRONG, "X-Forwarded-For": f"192.0.2.{n}"} for n in range(20)]
     assert [client.post("/api/prompt", headers=headers).status_code for headers in forwarded][-1] == 429
 
 
 @with_limits(address_rate=0.1, burst_seconds=10)
-def test_all_addresses_of_an_ipv6_subscriber_are_one(limits: Any, client: FlaskClient) -> None:
+def test_an_ipv6_prefix_of_64_bits_shares_one_rate_limit(limits: Any, client: FlaskClient) -> None:
     def last_of(addresses: list[str]) -> int:
         answers = [client.post("/api/prompt", headers=WRONG, environ_overrides={"REMOTE_ADDR": a}) for a in addresses]
         return answers[-1].status_code
@@ -198,7 +202,7 @@ def test_all_addresses_of_an_ipv6_subscriber_are_one(limits: Any, client: FlaskC
 
 
 @with_limits(address_rate=0.1, burst_seconds=10, proxies=1)
-def test_behind_a_proxy_the_address_is_the_one_that_the_proxy_saw(limits: Any, client: FlaskClient) -> None:
+def test_behind_a_proxy_the_rate_limit_uses_the_address_from_x_forwarded_for(limits: Any, client: FlaskClient) -> None:
     honest = [{**WRONG, "X-Forwarded-For": f"192.0.2.{n}"} for n in range(20)]
     assert {client.post("/api/prompt", headers=headers).status_code for headers in honest} == {401}
     lying = [{**WRONG, "X-Forwarded-For": f"192.0.2.{n}, 198.51.100.1"} for n in range(20)]
@@ -206,7 +210,7 @@ def test_behind_a_proxy_the_address_is_the_one_that_the_proxy_saw(limits: Any, c
 
 
 @with_limits(device_rate=0, enrollment_rate=0, address_rate=0, burst_seconds=1)
-def test_a_rate_of_zero_is_no_limit(limits: Any, client: FlaskClient, device: Agent, headers: Any) -> None:
+def test_a_rate_limit_of_zero_is_no_limit(limits: Any, client: FlaskClient, device: Agent, headers: Any) -> None:
     assert {client.post("/api/prompt", headers=WRONG).status_code for _ in range(50)} == {401}
     answers = [client.post("/api/prompt", json=prompt(device, n), headers=headers) for n in range(50)]
     assert {answer.status_code for answer in answers} == {201}
@@ -228,10 +232,10 @@ def redis_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]
         yield f"redis://127.0.0.1:{port}/0", process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
-def test_workers_share_their_counts_in_redis_and_count_alone_without_it(
+def test_workers_share_rate_limits_in_redis_and_count_alone_without_it(
     redis_server: Any, settings: Settings, register: Any, access: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, process = redis_server
@@ -250,7 +254,7 @@ def test_workers_share_their_counts_in_redis_and_count_alone_without_it(
         together = [send(number, 0) for number in range(30)]
         assert 10 <= together.count(201) <= 18
         process.kill()
-        process.wait(10)
+        process.wait(60)
         # Each gives the other device its own ten now.
         alone = [send(number, 1) for number in range(30)]
         assert alone.count(201) >= 18
@@ -261,7 +265,7 @@ def test_workers_share_their_counts_in_redis_and_count_alone_without_it(
 
 
 @with_limits(connections=10, pool_size=8)
-def test_a_full_worker_refuses_heartbeats_first_then_prompts_and_takes_compliance_events(
+def test_load_shedding_refuses_heartbeats_first_then_prompts_and_accepts_compliance_events(
     limits: Any, app: Watchpost, device: Agent, headers: Any, database_url: str, rows: Any
 ) -> None:
     def post(path: str, body: dict[str, Any]) -> Any:
@@ -272,7 +276,7 @@ def test_a_full_worker_refuses_heartbeats_first_then_prompts_and_takes_complianc
 
     def wait_for(number: int) -> None:
         # Less than they wait for the lock.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 50
         while in_flight() != number:
             assert time.monotonic() < deadline, in_flight()
             time.sleep(0.01)
@@ -299,7 +303,7 @@ def test_a_full_worker_refuses_heartbeats_first_then_prompts_and_takes_complianc
     assert rows("SELECT count(*) AS n FROM compliance_events") == [{"n": 2}]
 
 
-def test_a_worker_that_is_late_takes_as_many_of_those_who_wait_as_it_has_places_and_events_last() -> None:
+def test_load_shedding_of_a_late_worker_accepts_as_many_as_it_has_slots() -> None:
     admission = Admission(10)
     # Nobody notes that a new turn begins: this one lasts, as it does when thousands are ready at once.
     admission._is_watched, admission._tick_began = True, time.monotonic() - 1
@@ -318,7 +322,7 @@ def test_a_worker_that_is_late_takes_as_many_of_those_who_wait_as_it_has_places_
     # Nobody waits longer than it takes to serve all who were refused, at the pace of just now.
     assert {int(problem.headers["Retry-After"]) for problem in refused} <= set(range(2, 9))
     admission._is_watched = False
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             admission.acquire(LOW, 1)
@@ -329,7 +333,7 @@ def test_a_worker_that_is_late_takes_as_many_of_those_who_wait_as_it_has_places_
 
 
 @with_limits(connections=2)
-def test_a_body_larger_than_the_capacity_is_taken_by_an_idle_worker(
+def test_an_idle_worker_accepts_a_body_larger_than_its_slots(
     limits: Any, client: FlaskClient, device: Agent, headers: Any
 ) -> None:
     body = {**prompt(device), "prompt": "x" * 200_000}
@@ -356,7 +360,7 @@ class Trickle(io.RawIOBase):
 
 @pytest.mark.parametrize("path", ["/api/prompt", "/api/batch"])
 @with_limits(connections=40)
-def test_who_sends_slowly_on_many_connections_has_a_part_of_the_places_only(
+def test_slow_senders_hold_only_a_part_of_the_slots(
     limits: Any,
     app: Watchpost,
     register: Any,
@@ -389,7 +393,7 @@ def test_who_sends_slowly_on_many_connections_has_a_part_of_the_places_only(
 
 
 @with_limits(connections=320)
-def test_a_body_takes_the_places_of_what_it_is_inflated_to(
+def test_a_gzip_body_takes_the_slots_of_its_inflated_size(
     limits: Any, app: Watchpost, device: Agent, headers: Any, database_url: str
 ) -> None:
     items = [{"type": "prompt", "body": prompt(device)}]
@@ -404,7 +408,7 @@ def test_a_body_takes_the_places_of_what_it_is_inflated_to(
     with psycopg.connect(database_url) as holder, ThreadPoolExecutor(1) as threads:
         holder.execute("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE")
         first = threads.submit(post, "/api/batch", data=body)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 50
         while admission.taken < 33:
             assert time.monotonic() < deadline, admission.taken
             time.sleep(0.01)
@@ -419,10 +423,8 @@ def test_a_body_takes_the_places_of_what_it_is_inflated_to(
     assert (admission.taken, admission._taken_by) == (0, {})
 
 
-def test_a_database_that_keeps_silent_keeps_nobody_waiting(tmp_path_factory: Any, settings: Settings) -> None:
+def test_a_silent_database_is_503_within_the_timeout(folder: Path, settings: Settings) -> None:
     """A server that is stopped, not dead: its connections stand, and nothing comes back."""
-    folder = tmp_path_factory.mktemp("silent")
-    folder.chmod(0o755)
     with embedded.running(str(folder), "fsync = off\n"):
         own = replace(settings, database_url="", owner_database_url="", data_dir=str(folder))
         patient = create_app(own)
@@ -453,7 +455,7 @@ def test_a_database_that_keeps_silent_keeps_nobody_waiting(tmp_path_factory: Any
             assert {answer.status_code for answer in answers} == {503}
             assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
             # A few seconds; who waits for the server waits as long as it is stopped.
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 60
             assert client.get("/livez").status_code == 200
             assert client.get("/readyz").status_code == 503
         finally:
@@ -464,7 +466,7 @@ def test_a_database_that_keeps_silent_keeps_nobody_waiting(tmp_path_factory: Any
 
 
 def _until_stored(app: Watchpost, body: dict[str, Any], headers: Any) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while _post(app, body, headers).status_code not in (200, 201):
         assert time.monotonic() < deadline
 

@@ -1,6 +1,6 @@
-"""The fault and attack battery: what is said of trust, as figures.
+"""Resilience: faults and attacks, with counts of what came of them (`make battery`).
 
-Each chapter is a module with `run(plan)`, which yields a Finding for each line of the report. A chapter drives a real
+Each scenario is a module with `run(plan)`, which yields a Finding for each line of the report. A scenario drives a real
 service on a real database, counts what was acknowledged and looks at the rows.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 class Plan:
     """How much of everything.
 
-    rounds: repetitions of each fault. minutes: length of what only time shows. folder: for what is left behind, removed
-    afterwards. rows: acknowledged at least before each fault, and after the last.
+    rounds: repetitions of each fault. minutes: length of a scenario that needs time, such as the soak. folder: for the
+    files of the run, removed afterwards. rows: rows acknowledged at least before each fault, and after the last.
     """
 
     rounds: int
@@ -28,9 +28,9 @@ class Plan:
 class Finding:
     """One line of the report.
 
-    what: the fault or attack. count: how many of what were tried, such as `20 rounds, 41,200 rows acknowledged`.
-    result: what came of it, such as `lost 0, doubled 0`. passed: whether that is what has to come of it; None
-    when it can't be tried here, and then the result says why.
+    what: the fault or attack. count: the number of attempts, such as `20 rounds, 41,200 rows acknowledged`.
+    result: the outcome, such as `lost 0, doubled 0`. passed: whether the outcome is the required one; None when the
+    fault can't be tried here, and then the result says why.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""Runs the battery and prints a table; ends with 1 when a line did not come out as it has to."""
+"""Run the resilience scenarios and print a table; exit with 1 when a line failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.resilience import Finding, Plan
 
 # In this order; each is a module beside this one.
-CHAPTERS: tuple[str, ...] = (
+SCENARIOS: tuple[str, ...] = (
     "kills",
     "power",
     "restarts",
@@ -37,21 +37,21 @@ CHAPTERS: tuple[str, ...] = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.resilience", description=__doc__)
-    parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(CHAPTERS)}")
+    parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(SCENARIOS)}")
     parser.add_argument("--rounds", type=int, default=20, help="repetitions of each fault (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=30, help="length of what only time shows (%(default)g)")
+    parser.add_argument("--minutes", type=float, default=30, help="length of a scenario that needs time (%(default)g)")
     parser.add_argument("--rows", type=int, default=1500, help="rows acknowledged before each fault (%(default)s)")
     given = parser.parse_args()
-    chosen = given.only.split(",") if given.only else list(CHAPTERS)
-    if unknown := set(chosen) - set(CHAPTERS):
-        parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are: {', '.join(CHAPTERS)}")
+    chosen = given.only.split(",") if given.only else list(SCENARIOS)
+    if unknown := set(chosen) - set(SCENARIOS):
+        parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are: {', '.join(SCENARIOS)}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # As Ctrl-C does, these end what was started too.
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    folder = Path(tempfile.mkdtemp(prefix="wp-battery-"))
+    folder = Path(tempfile.mkdtemp(prefix="wp-resilience-"))
     folder.chmod(0o755)
     passed = True
-    print("| chapter | what | count | result | |\n|---|---|---|---|---|", flush=True)
+    print("| scenario | what | count | result | |\n|---|---|---|---|---|", flush=True)
     try:
         for name in chosen:
             (folder / name).mkdir(mode=0o755)
@@ -67,13 +67,13 @@ def main() -> int:
 
 
 def _findings(name: str, plan: Plan) -> Iterator[Finding]:
-    """A chapter's findings; when it breaks off, that is one too, and the next chapters run all the same."""
+    """A scenario's findings. When it breaks off, that is a finding too, and the next scenarios still run."""
     try:
         yield from importlib.import_module(f"tests.resilience.{name}").run(plan)
     except Exception as error:
         traceback.print_exc()
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        yield Finding("the chapter broke off", "-", said.replace("|", "/"), False)
+        yield Finding("the scenario broke off", "-", said.replace("|", "/"), False)
 
 
 if __name__ == "__main__":

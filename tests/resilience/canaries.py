@@ -372,7 +372,7 @@ def database(site: Site, signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGA
             with psycopg.connect(site.database_url) as holder:
                 holder.execute("LOCK TABLE prompts, devices IN ACCESS EXCLUSIVE MODE")
                 sent = [threads.submit(send) for _ in range(2)]
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while admin.execute(LOCKED).fetchone() == (0,) and time.monotonic() < deadline:
                     time.sleep(0.01)
                 shown = admin.execute("SELECT string_agg(query, ' ') FROM pg_stat_activity").fetchone()
@@ -405,9 +405,8 @@ def database(site: Site, signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGA
 
 
 def _end_workers(site: Site, number: int) -> None:
-    for process in psutil.Process(site.service.process.pid).children():
-        if "app.dev.keeper" not in process.cmdline():
-            process.send_signal(number)
+    for process in site.service.workers():
+        process.send_signal(number)
 
 
 def operators(site: Site, folder: Path) -> None:
@@ -438,9 +437,9 @@ def operators(site: Site, folder: Path) -> None:
     nowhere = f"postgresql://watchpost_owner:{site.words['password']}@127.0.0.1:1/x"
     for url in (nowhere, nowhere.replace("@", "%zz@"), nowhere.replace(":1/", ":port/")):
         away = {"WATCHPOST_DATABASE_URL": url, "WATCHPOST_OWNER_DATABASE_URL": url, "WATCHPOST_POOL_WAIT_SECONDS": "1"}
-        _command(site, [*flask, "user", "erase", site.words["username"]], **away)
+        _command(site, [*flask, "user", "erase", "--reason", "r", site.words["username"]], **away)
         _command(site, [*flask, "migrate"], **away)
-        _command(site, [sys.executable, "-m", "app.dev.keeper"], **away)
+        _command(site, [sys.executable, "-m", "app.dev.serve"], **away)
 
 
 def _command(site: Site, command: list[str], **environment: str) -> None:

@@ -124,7 +124,7 @@ class Caller:
 
 
 def post(path: str, body: Any, token: str) -> bytes:
-    """A POST as it goes over the wire."""
+    """A POST as raw HTTP."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data

@@ -1,4 +1,4 @@
-"""HTTP: requests with a few bytes changed, in the hope that somebody reads them in two ways."""
+"""HTTP: requests with a few bytes changed, so that two parsers might read them differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 
 from tests.resilience import Finding, Plan
-from tests.support.raw_http import CHUNKED, Case, Wire
+from tests.support.raw_http import CHUNKED, Case, RawConnection
 from tests.support.site import Site, faults, inhabited
 
 PIECES = [
@@ -47,7 +47,7 @@ def _one(site: Site, seed: int) -> tuple[Counter[int], bool]:
     chance = random.Random(seed)
     case = Case(site)
     sent = case.head(case.length()) + case.body if seed % 2 else case.head(CHUNKED) + case.chunks
-    # The token is most of it, and its own chapter's.
+    # The token is most of the request, and has a scenario of its own.
     token = sent.index(site.token.encode())
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         at = chance.choice((chance.randrange(token), chance.randrange(token + len(site.token), len(sent))))
@@ -60,13 +60,13 @@ def _one(site: Site, seed: int) -> tuple[Counter[int], bool]:
                 sent = sent[:at] + bytes([sent[at] ^ (1 << chance.randrange(8))]) + sent[at + 1 :]
             case _:
                 sent = sent[: at + chance.randrange(1, 60)] + sent[at:]
-    with Wire(site.service) as wire:
-        wire.send(sent + case.get("after"), no_more=True)
-        replies = wire.replies()
+    with RawConnection(site.service) as connection:
+        connection.send(sent + case.get("after"), no_more=True)
+        replies = connection.replies()
     answers = Counter(reply.status for reply in replies)
-    with psycopg.connect(site.database) as connection:
+    with psycopg.connect(site.database) as database:
         ids = [json.loads(reply.body).get("prompt_id") for reply in replies if reply.status in (200, 201)]
         ids = [id_ for id_ in ids if id_]
-        found = connection.execute("SELECT FROM prompts WHERE prompt_id = ANY (%s::uuid[])", (ids,)).fetchall()
+        found = database.execute("SELECT FROM prompts WHERE prompt_id = ANY (%s::uuid[])", (ids,)).fetchall()
     # Without an answer that says so, nothing is stored; the text itself may have been changed.
     return answers, len(found) == len(ids) and (bool(ids) or not case.stored())

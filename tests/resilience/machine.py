@@ -1,4 +1,4 @@
-"""A machine of a chapter's own: the service and its PostgreSQL, durable as by default, to be killed in parts."""
+"""A machine of a scenario's own: the service and its PostgreSQL, durable as by default, to be killed in parts."""
 
 from __future__ import annotations
 
@@ -56,17 +56,13 @@ class Machine:
         self.service.wait_until_ready(START_SECONDS)
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(self.service.process.pid).children():
-            with contextlib.suppress(psutil.Error):
-                if "app.dev.keeper" not in child.cmdline():
-                    found.append(child)
-        return found
+        return self.service.workers()
 
     def kill_worker(self) -> None:
         random.choice(self.workers()).kill()
 
     def kill_master(self) -> None:
+        """The supervisor; the others end by themselves."""
         self.service.process.kill()
 
     def kill_backend(self) -> None:
@@ -94,7 +90,8 @@ class Machine:
     def kill_all(self) -> None:
         """Every process at once, as when the power fails."""
         master = psutil.Process(self.service.process.pid)
-        _kill([*self.servers(), master, *master.children(recursive=True)])
+        # Children first: they are told when their parent is gone.
+        _kill([*self.servers(), *reversed(master.children(recursive=True)), master])
 
     def ask(self, query: str) -> list[Any]:
         """As the superuser."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.resilience import canaries
 
 
-def test_no_marked_secret_gets_where_it_must_not(folder: Path, database_url: str, server: str) -> None:
+def test_no_marked_secret_leaks_into_logs_metrics_or_answers(folder: Path, database_url: str, server: str) -> None:
     search = canaries.Search(canaries.Marks())
     with (
         canaries.temporary_folder(folder) as temporary,

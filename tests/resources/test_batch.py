@@ -101,7 +101,7 @@ def statuses(results):
     return [result["status"] for result in results]
 
 
-def test_items_of_all_kinds_are_stored_and_answered_in_order(replay, item, rows, device, now_ms):
+def test_items_of_all_record_types_are_stored_and_answered_in_order(replay, item, rows, device, now_ms):
     kinds = ["compliance_event", "browser_heartbeat", "prompt", "browser_register", "extension_status"]
     items = [item(kind) for kind in [*kinds, "device_heartbeat"]]
     results = replay(items)
@@ -206,7 +206,7 @@ def test_json_that_is_refused_costs_one_item_alone(send, item, count, flaw, wher
     assert count() == 2
 
 
-def test_an_item_with_the_same_key_twice_is_refused_alone(send, item, count):
+def test_an_item_with_a_duplicate_json_key_is_refused_alone(send, item, count):
     twice = '{"type": "prompt", ' + json.dumps(item())[1:]
     answer = send(f'{{"items": [{twice}, {json.dumps(item())}]}}')
     assert statuses(answer.json["results"]) == [400, 201]
@@ -222,12 +222,12 @@ def test_an_item_may_nest_as_deep_as_a_body_of_its_own(replay, item, rows):
 @pytest.mark.parametrize(
     "flaw", ["NaN", str(2**64), '{"a": 1, "a": 1}', json.dumps(nested(32))], ids=lambda flaw: flaw[:20]
 )
-def test_what_is_wrong_outside_of_the_items_costs_them_all(send, item, count, flaw):
+def test_an_error_outside_of_the_items_refuses_the_whole_batch(send, item, count, flaw):
     assert send(f'{{"unknown": {flaw}, "items": [{json.dumps(item())}]}}').status_code == 400
     assert count() == 0
 
 
-def test_items_given_twice_are_refused(send, item, count):
+def test_a_duplicate_items_member_is_refused(send, item, count):
     items = json.dumps([item()])
     assert send(f'{{"items": {items}, "items": {items}}}').status_code == 400
     assert count() == 0
@@ -242,7 +242,7 @@ def test_another_device_can_not_be_spoken_for(replay, item, count, register, kin
 
 
 @pytest.mark.parametrize("kind", SCOPES)
-def test_each_item_needs_the_scope_of_its_kind(replay, item, access, device, kind, rows):
+def test_each_item_needs_the_scope_of_its_record_type(replay, item, access, device, kind, rows):
     items = [item(each) for each in SCOPES]
     results = replay(items, access(device, SCOPES[kind]))
     allowed = [SCOPES[each] == SCOPES[kind] for each in SCOPES]
@@ -278,7 +278,7 @@ def test_events_of_a_deleted_device_are_refused_until_it_is_heard_again(replay, 
 
 
 @pytest.mark.parametrize("kind", CRITICAL)
-def test_the_same_report_twice_is_one_row(replay, item, count, kind):
+def test_a_duplicate_report_in_a_batch_is_one_row(replay, item, count, kind):
     given = item(kind)
     results = replay([given, given, given])
     assert statuses(results) == [201, 200, 200]
@@ -287,7 +287,7 @@ def test_the_same_report_twice_is_one_row(replay, item, count, kind):
 
 
 @pytest.mark.parametrize("kind", CRITICAL)
-def test_the_same_report_twice_without_an_id_is_one_row(replay, item, rows, kind):
+def test_a_duplicate_report_without_an_id_in_a_batch_is_one_row(replay, item, rows, kind):
     table, id = CRITICAL[kind]
     given = item(kind, **{id: None})
     results = replay([given, given])
@@ -394,7 +394,7 @@ def test_more_than_a_thousand_items_are_refused(client, headers, item, count):
     assert count() == 0
 
 
-def test_a_whole_batch_repeated_is_all_known(replay, item, rows):
+def test_a_replayed_batch_is_all_duplicates(replay, item, rows):
     items = [item(kind) for kind in SCOPES for _ in range(5)]
     results = replay(items)
     tables = [rows(f"SELECT * FROM {table} ORDER BY created_at, device_id") for table, _ in CRITICAL.values()]
@@ -436,7 +436,7 @@ def test_overlapping_batches_in_opposite_order_store_each_item_once(app, item, h
     assert [count(table) for table in TABLES] == [rounds * 8] * 4
 
 
-def test_single_reports_and_batches_at_once_store_each_once(app, item, headers, count):
+def test_concurrent_single_reports_and_batches_store_no_duplicate(app, item, headers, count):
     items = [item() for _ in range(16)]
     start = threading.Barrier(18, timeout=120)
 
@@ -474,7 +474,7 @@ def test_a_body_over_8_mib_is_refused(send, item, count, encoding):
     assert count() == 0
 
 
-def test_a_batch_may_be_compressed(send, item, count):
+def test_a_batch_may_be_gzip(send, item, count):
     text = json.dumps({"items": [item(prompt="x" * 200_000) for _ in range(8)]}).encode()
     answer = send(gzip.compress(text), **{"Content-Encoding": "gzip"})
     assert statuses(answer.json["results"]) == [201] * 8

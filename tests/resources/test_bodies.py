@@ -238,7 +238,7 @@ def test_json_that_the_contract_forbids_is_refused(send, with_member, nothing_st
 
 
 @every_route
-def test_a_key_given_twice_is_refused(send, with_member, body_of, nothing_stored, path):
+def test_a_duplicate_json_key_is_refused(send, with_member, body_of, nothing_stored, path):
     name, value = next(iter(body_of(path).items()))
     answers = {
         "the same value": send(path, with_member(path, f'"{name}": {json.dumps(value)}')),
@@ -251,12 +251,12 @@ def test_a_key_given_twice_is_refused(send, with_member, body_of, nothing_stored
 
 @pytest.mark.parametrize("brackets", ["[", '{"a":', '[{"a":'])
 @every_route
-def test_100000_brackets_that_never_close_are_refused(send, path, brackets):
+def test_nesting_of_100000_open_brackets_is_refused(send, path, brackets):
     assert problem(send(path, brackets * 100_000), 400)
 
 
 @every_route
-def test_the_most_that_the_contract_allows_is_taken(send, with_member, path):
+def test_the_deepest_nesting_and_largest_numbers_of_the_contract_are_accepted(send, with_member, path):
     values = [
         str(2**64 - 1),
         str(-(2**63)),
@@ -398,7 +398,7 @@ def test_broken_gzip_is_refused(send, body_of, nothing_stored, path):
 
 
 @every_route
-def test_a_bomb_is_refused(send, body_of, nothing_stored, path):
+def test_a_gzip_bomb_is_refused(send, body_of, nothing_stored, path):
     text = json.dumps(body_of(path)).encode()
     largest = 16 * MIB if path == BATCH else 2 * MIB
     bombs = {
@@ -422,7 +422,7 @@ def test_other_encodings_are_refused(send, body_of, nothing_stored, path):
 
 
 @every_route
-def test_a_refusal_names_fields_and_messages(send, path):
+def test_a_validation_error_names_fields_and_messages(send, path):
     answer = send(path, "{}")
     assert problem(answer, 400)
     assert list(answer.json["errors"]) == ["json"]
@@ -469,7 +469,7 @@ def test_any_other_request_id_is_replaced(send, given):
         (REGISTER, "ips", None),
     ],
 )
-def test_a_list_of_wrong_items_has_a_bounded_number_of_messages(send, body_of, path, field, wrong):
+def test_a_validation_error_of_a_list_has_a_bounded_number_of_messages(send, body_of, path, field, wrong):
     answer = send(path, json.dumps({**body_of(path), field: [wrong] * 1000}))
     assert problem(answer, 400)
     assert 1 <= len(messages(answer.json["errors"])) <= 60
@@ -501,7 +501,7 @@ def stderr(capfd):
 
 
 @every_route
-def test_a_refusal_never_repeats_what_was_sent(stderr, caplog, send, body_of, path):
+def test_a_validation_error_never_quotes_the_request(stderr, caplog, send, body_of, path):
     answers = [send(path, text) for text in marked(body_of(path))]
     text = json.dumps({MARKER: MARKER})
     answers += [
@@ -535,12 +535,12 @@ def test_a_stored_prompt_is_in_no_log(stderr, caplog, send, body_of):
 @pytest.mark.parametrize(
     "path", ["/", "/api", "/api/", "/api/nothing", "/api/prompt/", "/API/prompt", "/api/prompt%00", "/%ff"]
 )
-def test_an_unknown_address_is_a_problem(client, headers, path):
+def test_a_404_is_a_problem_document(client, headers, path):
     assert problem(client.post(path, json={}, headers=headers), 404)
 
 
 @pytest.mark.parametrize("path", ["/api//prompt", "/api/prompt//", "/./api/prompt", "/x/../api/prompt"])
-def test_an_address_is_taken_as_it_is(client, headers, body_of, nothing_stored, path):
+def test_a_path_is_not_normalised(client, headers, body_of, nothing_stored, path):
     # The test client would tidy it up.
     overrides = {"PATH_INFO": path, "REQUEST_URI": path, "RAW_URI": path}
     answer = client.post("/", json=body_of("/api/prompt"), headers=headers, environ_overrides=overrides)
@@ -549,7 +549,7 @@ def test_an_address_is_taken_as_it_is(client, headers, body_of, nothing_stored, 
 
 
 @every_route
-def test_a_wrong_method_is_a_problem(client, authorization, path):
+def test_a_405_is_a_problem_document(client, authorization, path):
     for method in ("PUT", "PATCH", "DELETE"):
         answer = client.open(path, method=method, json={}, headers=authorization(path))
         assert problem(answer, 405), method
@@ -585,14 +585,14 @@ quickly = hypothesis_settings(
 
 @quickly
 @given(body=any_json | any_members)
-def test_no_json_at_all_is_our_fault(send, body):
+def test_no_json_causes_a_500(send, body):
     answer = send("/api/prompt", json.dumps(body))
     assert problem(answer, 400) or problem(answer, 403), answer.text
 
 
 @quickly
 @given(changes=any_members)
-def test_no_change_to_a_good_prompt_is_our_fault(send, body_of, changes):
+def test_no_change_to_a_valid_prompt_causes_a_500(send, body_of, changes):
     changed = {**body_of("/api/prompt"), "prompt_id": str(uuid.uuid4()), **changes}
     answer = send("/api/prompt", json.dumps(changed))
     assert answer.status_code in (200, 201, 400, 403), answer.text
@@ -600,7 +600,7 @@ def test_no_change_to_a_good_prompt_is_our_fault(send, body_of, changes):
 
 @quickly
 @given(metadata=st.dictionaries(any_text, any_json, max_size=4), text=any_text)
-def test_a_prompt_is_stored_or_invalid_and_a_repeat_is_known(send, body_of, metadata, text):
+def test_a_prompt_is_stored_or_refused_and_a_duplicate_is_recognised(send, body_of, metadata, text):
     body = {**body_of("/api/prompt"), "prompt_id": str(uuid.uuid4()), "metadata": metadata, "prompt": text}
     first, again = send("/api/prompt", json.dumps(body)), send("/api/prompt", json.dumps(body))
     assert (first.status_code, again.status_code) in [(201, 200), (400, 400)], first.text
@@ -608,6 +608,6 @@ def test_a_prompt_is_stored_or_invalid_and_a_repeat_is_known(send, body_of, meta
 
 @quickly
 @given(data=st.binary(max_size=200))
-def test_no_bytes_at_all_are_our_fault(send, data):
+def test_no_bytes_cause_a_500(send, data):
     assert problem(send("/api/prompt", data), 400)
     assert problem(send("/api/prompt", data, **{"Content-Encoding": "gzip"}), 400)

@@ -6,8 +6,8 @@ from tests.support.conformance import examine
 from tests.support.site import Site
 
 
-def test_what_the_description_makes_one_send_is_answered_as_described(site: Site) -> None:
-    # Few random requests beside the many that cover the schemas; the battery sends thousands.
+def test_the_service_conforms_to_its_openapi_description(site: Site) -> None:
+    # Few random requests beside the many that cover the schemas; `make battery` sends thousands.
     found = examine(site, examples=3, seed=1)
     assert found.complaints == []
     assert found.answers.total() > 300

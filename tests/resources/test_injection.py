@@ -98,7 +98,7 @@ def untouched(rows: Callable[..., list[dict[str, Any]]]) -> Callable[[], list[di
 
 
 @pytest.mark.parametrize("place", PLACES, ids=[place.table for place in PLACES])
-def test_text_is_stored_as_it_came_and_nothing_is_made_of_it(
+def test_an_injection_in_text_is_stored_verbatim(
     place: Place, client: FlaskClient, device: Agent, headers: dict[str, str], rows: Any, untouched: Any
 ) -> None:
     before = untouched()
@@ -120,7 +120,7 @@ def test_text_is_stored_as_it_came_and_nothing_is_made_of_it(
 
 
 @pytest.mark.parametrize("path", [REGISTER, "/api/devices/heartbeat"])
-def test_what_a_device_says_of_itself_is_text_too(
+def test_an_injection_in_device_metadata_is_stored_verbatim(
     path: str, client: FlaskClient, device: Agent, headers: dict[str, str], enrollment: Any, bearer: Any, rows: Any
 ) -> None:
     given = bearer(enrollment()) if path == REGISTER else headers
@@ -144,7 +144,7 @@ def test_what_a_device_says_of_itself_is_text_too(
         ("/api/compliance/event", "severity"),
     ],
 )
-def test_an_identifier_is_refused_or_only_text(
+def test_an_injection_in_an_identifier_is_refused_or_only_text(
     path: str, field: str, client: FlaskClient, device: Agent, headers: dict[str, str], untouched: Any
 ) -> None:
     before = untouched()
@@ -160,7 +160,9 @@ def test_an_identifier_is_refused_or_only_text(
     assert untouched() == before
 
 
-def test_an_address_and_a_query_are_only_text(client: FlaskClient, headers: dict[str, str], untouched: Any) -> None:
+def test_an_injection_in_the_path_or_query_is_only_text(
+    client: FlaskClient, headers: dict[str, str], untouched: Any
+) -> None:
     before = untouched()
     for text in TEXTS[::3]:
         shown = UNSTORABLE.sub("\ufffd", text)

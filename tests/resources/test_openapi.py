@@ -124,7 +124,7 @@ def test_a_write_names_its_scope(path: str, spec: Spec) -> None:
     assert wanted == SCOPES[path]
 
 
-def test_what_is_open_asks_for_no_token(spec: Spec) -> None:
+def test_an_open_operation_asks_for_no_token(spec: Spec) -> None:
     rest = {path: methods for path, methods in spec["paths"].items() if path not in {*SCHEMAS, "/metrics"}}
     assert {path for path, methods in rest.items() for found in methods.values() if found.get("security")} == set()
 
@@ -213,7 +213,7 @@ def test_a_refusal_is_as_described(path: str, spec: Spec, client: FlaskClient) -
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="docs/openapi.yaml is not there")
-def test_the_file_is_what_the_code_says(app: Watchpost, spec: Spec) -> None:
+def test_docs_openapi_yaml_matches_the_code(app: Watchpost, spec: Spec) -> None:
     result = app.test_cli_runner().invoke(args=["spec", "--check"])
     assert result.exit_code == 0, result.stderr
     assert yaml.safe_load(FILE.read_text(encoding="utf-8")) == spec
@@ -229,12 +229,12 @@ def page(client: FlaskClient) -> str:
     return answer.text
 
 
-def test_the_page_needs_no_other_host(page: str) -> None:
+def test_the_docs_page_needs_no_other_host(page: str) -> None:
     assert re.findall(r"""(?i)https?:[^\s"'<>]*|["'(=]\s*//[^\s"'<>]*""", page) == []
     assert "/openapi.json" in page
 
 
-def test_what_the_page_refers_to_is_served(page: str, client: FlaskClient) -> None:
+def test_every_file_of_the_docs_page_is_served(page: str, client: FlaskClient) -> None:
     linked = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
     assert {name.rpartition(".")[2] for name in linked} >= {"css", "js"}
     answers = {name: client.get(name) for name in linked}
@@ -248,5 +248,5 @@ def test_what_the_page_refers_to_is_served(page: str, client: FlaskClient) -> No
     "name",
     ["nothing.js", "", "../__init__.py", "..%2f__init__.py", "%2e%2e/__init__.py", "/etc/passwd", "..\\__init__.py"],
 )
-def test_no_other_file_is_served(name: str, client: FlaskClient) -> None:
+def test_the_docs_page_serves_no_other_file(name: str, client: FlaskClient) -> None:
     assert client.get(f"/docs/static/{name}").status_code == 404

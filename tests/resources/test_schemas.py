@@ -52,7 +52,7 @@ TEXT = (
     | st.sampled_from(WRONG_TYPES)
     | but(7)
 )
-FILLED_TEXT = of_length(ANY_TEXT, {0: False, 1: True, 262_144: True, 262_145: False}) | st.sampled_from(WRONG_TYPES)
+NONEMPTY_TEXT = of_length(ANY_TEXT, {0: False, 1: True, 262_144: True, 262_145: False}) | st.sampled_from(WRONG_TYPES)
 TIME = st.builds(
     lambda probe: (probe[0]() if callable(probe[0]) else probe[0], probe[1]),
     fine(EARLIEST, EARLIEST + 1, lambda: int(time.time() * 1000) + DAY - 60_000)
@@ -93,8 +93,8 @@ ROUTES: dict[str, tuple[str, dict[str, Any], set[str], dict[str, st.SearchStrate
         {"instance_id", "site", "url", "prompt", "timestamp"},
         {
             "instance_id": IDENTIFIER,
-            "site": FILLED_TEXT,
-            "url": FILLED_TEXT,
+            "site": NONEMPTY_TEXT,
+            "url": NONEMPTY_TEXT,
             "prompt": TEXT,
             "timestamp": TIME,
             "prompt_id": UUID,
@@ -118,7 +118,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any], set[str], dict[str, st.SearchStrate
         "browser_instances",
         {"device_id": ..., "instance_id": "i", "browser_name": "b"},
         {"instance_id", "browser_name"},
-        {"instance_id": IDENTIFIER, "browser_name": FILLED_TEXT, "discovered_at": TIME, **BROWSER},
+        {"instance_id": IDENTIFIER, "browser_name": NONEMPTY_TEXT, "discovered_at": TIME, **BROWSER},
     ),
     "/api/browsers/heartbeat": (
         "browser_instances",
@@ -160,7 +160,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any], set[str], dict[str, st.SearchStrate
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_field_is_taken_up_to_its_limits_and_no_further(
+def test_a_field_is_accepted_up_to_its_limits_and_no_further(
     client: FlaskClient, device: Agent, headers: dict[str, str], rows: Callable[..., list[dict[str, Any]]], path: str
 ) -> None:
     table, good, required, fields = ROUTES[path]

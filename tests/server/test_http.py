@@ -428,7 +428,7 @@ def test_an_answer_to_head_has_no_body(case: Case) -> None:
     assert first is not None
     assert after is not None
     assert (first.status, first.id) == (200, case.id("first"))
-    assert (after.status, after.id, json.loads(after.body)) == (200, case.id("after"), {"status": "ok"})
+    assert (after.status, after.id, json.loads(after.body)["status"]) == (200, case.id("after"), "ok")
 
 
 def test_a_token_that_is_named_twice_counts_for_nothing(case: Case) -> None:

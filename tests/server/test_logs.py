@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import select
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +22,9 @@ from flask.testing import FlaskClient
 from app.application import Watchpost
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.service import GUNICORN, ROOT, Service, serving
 
 TOKEN_ENDPOINT = "http://watchpost.test/api/auth/token"
-EXTENSION = "chrome-extension://abc"
-ORIGINS = {"cors_origins": f"{EXTENSION} https://x.example"}
-with_origins = pytest.mark.parametrize("settings", [ORIGINS], indirect=True)
 
 Rows = Callable[..., list[dict[str, Any]]]
 Logged = Callable[[], list[dict[str, Any]]]
@@ -50,7 +55,7 @@ def prompt(now_ms: int, device: Agent) -> dict[str, Any]:
     }
 
 
-def test_a_request_is_one_line(client: FlaskClient, device: Agent, headers: dict[str, str], logged: Logged) -> None:
+def test_a_request_is_one_log_line(client: FlaskClient, device: Agent, headers: dict[str, str], logged: Logged) -> None:
     logged()
     client.post("/api/devices/heartbeat", json={"device_id": device.device_id}, headers=headers)
     (line,) = logged()
@@ -72,7 +77,7 @@ def test_a_request_is_one_line(client: FlaskClient, device: Agent, headers: dict
         ("DELETE", "/api/prompt", 405, None),
     ],
 )
-def test_a_line_names_the_route_and_not_what_was_asked_for(
+def test_a_log_line_names_the_route_and_not_the_path(
     method: str, path: str, status: int, route: str | None, client: FlaskClient, logged: Logged
 ) -> None:
     logged()
@@ -90,14 +95,14 @@ def test_a_request_id_is_echoed_and_logged(given: str, client: FlaskClient, logg
 
 
 @pytest.mark.parametrize("given", [None, "", "x" * 65, "a b", 'a"b', "a{b}", "a/b", "é", "a;b"])
-def test_a_request_id_that_is_none_is_made(given: str | None, client: FlaskClient, logged: Logged) -> None:
+def test_an_invalid_request_id_is_replaced(given: str | None, client: FlaskClient, logged: Logged) -> None:
     sent = {} if given is None else {"X-Request-ID": given}
     made = [client.get("/livez", headers=sent).headers["X-Request-ID"] for _ in range(2)]
     assert len({*made, given}) == 3
     assert [line["request_id"] for line in logged()[-2:]] == made
 
 
-def test_what_devices_say_is_never_logged(
+def test_request_bodies_are_never_logged(
     client: FlaskClient,
     register: Callable[..., Agent],
     access: Callable[..., dict[str, str]],
@@ -173,7 +178,7 @@ def test_the_log_of_a_fault_names_its_type_and_place_and_not_its_message(app: Wa
     assert "sesame" not in json.dumps([fault, line])
 
 
-def test_what_the_database_refuses_is_logged_by_its_code_alone(
+def test_a_database_error_is_logged_by_its_sqlstate_alone(
     client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any], logged: Logged, rows: Rows
 ) -> None:
     rows("ALTER TABLE prompts ADD CONSTRAINT no_sesame CHECK (prompt NOT LIKE 'sesame%')")
@@ -194,103 +199,60 @@ def test_a_quiet_log_leaves_requests_out_and_keeps_faults(app: Watchpost, logged
     assert [line.get("exception") for line in logged()] == ["ZeroDivisionError"]
 
 
-# Other origins
-
-
-def preflight(client: FlaskClient, origin: str) -> Any:
-    return client.options(
-        "/api/prompt",
-        headers={
-            "Origin": origin,
-            "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization, content-type, content-encoding, x-request-id",
-        },
-    )
-
-
-def cors(answer: Any) -> list[str]:
-    return [name for name, _ in answer.headers if name.lower().startswith("access-control-")]
-
-
-def words(answer: Any, name: str) -> set[str]:
-    return {word.strip().lower() for word in answer.headers[name].split(",")}
-
-
-@with_origins
-@pytest.mark.parametrize("origin", [EXTENSION, "https://x.example"])
-def test_a_listed_origin_may_post(origin: str, client: FlaskClient) -> None:
-    answer = preflight(client, origin)
-    assert answer.status_code == 200
-    assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert "post" in words(answer, "Access-Control-Allow-Methods")
-    allowed = {"authorization", "content-type", "content-encoding", "x-request-id"}
-    assert words(answer, "Access-Control-Allow-Headers") == allowed
-    assert "Access-Control-Allow-Credentials" not in answer.headers
-    assert "origin" in words(answer, "Vary")
-
-
-@with_origins
-def test_no_other_header_is_allowed(client: FlaskClient) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-sesame, authorization"}
-    answer = client.options("/api/prompt", headers={"Origin": EXTENSION, **asked})
-    assert "x-sesame" not in words(answer, "Access-Control-Allow-Headers")
-
-
-@with_origins
-@pytest.mark.parametrize(
-    "origin",
-    [
-        "https://evil.example",
-        "https://x.example.evil.example",
-        "https://xxexample",
-        "https://sub.x.example",
-        "https://x.example:8443",
-        "http://x.example",
-        "chrome-extension://abcd",
-        "chrome-extension://ab",
-        "null",
-        "*",
-    ],
-)
-def test_another_origin_may_not(origin: str, client: FlaskClient) -> None:
-    assert cors(preflight(client, origin)) == []
-    assert cors(client.post("/api/prompt", headers={"Origin": origin})) == []
-
-
-@pytest.mark.parametrize("origin", [EXTENSION, "https://x.example", "http://watchpost.test", "null"])
-def test_by_default_no_origin_may(origin: str, client: FlaskClient) -> None:
-    assert cors(preflight(client, origin)) == []
-    assert cors(client.post("/api/prompt", headers={"Origin": origin})) == []
-
-
-@with_origins
-def test_who_names_no_origin_is_told_of_none(
-    client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any]
+def test_a_reader_of_the_log_that_stalls_stops_no_request_and_learns_what_was_dropped(
+    folder: Path, database_url: str
 ) -> None:
-    """Nor on the whole way, which the first request of a token and each refused body go."""
-    answers = [client.post("/api/prompt", json=body, headers=headers) for body in (prompt, prompt, {})]
-    assert [answer.status_code for answer in answers] == [201, 200, 400]
-    assert [cors(answer) for answer in answers] == [[], [], []]
+    """As `make run | less` does, or a journald that hangs."""
+    read_end, write_end = os.pipe()
+    service = Service(folder, stderr=write_end, database_url=database_url)
+    os.close(write_end)
+    log = b""
+    try:
+        service.wait_until_ready()
+        capacity = fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ)
+        # Each line has more than a hundred bytes.
+        for _ in range(capacity // 100):
+            assert service.get("/livez").status == 200
+        while select.select([read_end], [], [], 0)[0]:
+            log += os.read(read_end, 65536)
+        for _ in range(50):
+            service.get("/livez")
+        assert service.end() == 0
+        while part := os.read(read_end, 65536):
+            log += part
+    finally:
+        service.kill_everything()
+        os.close(read_end)
+    lines = [json.loads(line) for line in log.splitlines()]
+    dropped = sum(line.get("dropped", 0) for line in lines)
+    assert dropped > 0
+    assert sum(line["message"] == "request" and line["route"] == "/livez" for line in lines) + dropped >= 50
 
 
-@with_origins
-def test_an_extension_reads_answers_and_refusals(
-    client: FlaskClient, headers: dict[str, str], prompt: dict[str, Any], rows: Rows
-) -> None:
-    origin = {"Origin": EXTENSION}
-    stored = client.post("/api/prompt", json=prompt, headers=headers | origin)
-    refused = client.post("/api/prompt", json={}, headers=headers | origin)
-    stranger = client.post("/api/prompt", json=prompt, headers=origin)
-    assert [answer.status_code for answer in (stored, refused, stranger)] == [201, 400, 401]
-    for answer in (stored, refused, stranger):
-        assert answer.headers["Access-Control-Allow-Origin"] == EXTENSION
-        assert "Access-Control-Allow-Credentials" not in answer.headers
-        assert {"retry-after", "x-request-id"} <= words(answer, "Access-Control-Expose-Headers")
-    assert len(rows("SELECT prompt_id FROM prompts")) == 1
+def test_closed_standard_error_fails_no_request(folder: Path, database_url: str) -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *GUNICORN]
+    with serving(folder, command=command, database_url=database_url) as service:
+        assert [service.get(path).status for path in ("/livez", "/readyz", "/openapi.json", "/nowhere")] == [
+            200,
+            200,
+            200,
+            404,
+        ]
 
 
-@with_origins
-def test_a_preflight_needs_no_token_and_does_nothing(client: FlaskClient, rows: Rows) -> None:
-    answer = preflight(client, EXTENSION)
-    assert (answer.status_code, answer.data) == (200, b"")
-    assert rows("SELECT prompt_id FROM prompts") == []
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_log_that_is_a_socket_is_not_waited_for(kind: int) -> None:
+    """As journald's is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    script = """
+from app.telemetry.logging import OUTPUT
+for number in range(100_000):
+    OUTPUT.write("x" * 100)
+print("done", OUTPUT._dropped > 0)
+"""
+    with ours, theirs:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True)
+        assert done.stdout == b"done True\n"
+        # Other processes that share it may wait.
+        assert not fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK

@@ -90,7 +90,7 @@ def test_problems_are_counted_also_those_of_items(client, headers, scrape) -> No
     assert "MARKED" not in after
 
 
-def test_the_databases_state_is_told(rows, scrape) -> None:
+def test_metrics_show_the_state_of_the_database(rows, scrape) -> None:
     text = scrape()
     assert (value(text, "watchpost_ready"), value(text, "watchpost_migrations_pending")) == (1, 0)
     until = 'watchpost_partitions_until_timestamp_seconds{table="prompts"}'
@@ -127,7 +127,7 @@ def test_metrics_are_there_while_the_database_is_away(settings, bearer) -> None:
         app.extensions["db"].close()
 
 
-def test_every_worker_is_counted_whichever_answers(folder: Path, database_url: str) -> None:
+def test_metrics_sum_all_workers_whichever_answers(folder: Path, database_url: str) -> None:
     with serving(folder, database_url=database_url) as service:
         enrollment = enrolled(service)
         reader = service.operate("token", "create", "--subject", "p", "--scope", "metrics:read", "--expires-in", "1h")

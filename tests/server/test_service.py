@@ -21,14 +21,13 @@ import psutil
 import psycopg
 import pytest
 
+from app.db.urls import cluster_folder, socket_folder
 from app.dev import embedded
+from app.dev.programs import EmbeddedError
 from app.server import connection
-from config import gunicorn
-from config.settings import SettingError, Settings, load
+from config.settings import SettingError, load
 from tests.support.service import (
-    ROOT,
     Service,
-    as_role,
     prompt,
     registered,
     servers_of,
@@ -100,24 +99,6 @@ def _refuses_connections(service: Service) -> bool:
     return False
 
 
-def test_a_listener_that_was_deafened_has_who_came_before_and_nobody_else() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as late:
-        with socket.create_connection(listener.getsockname()) as early:
-            gunicorn.deafen(listener)
-            late.settimeout(0.3)
-            with pytest.raises(TimeoutError):
-                late.connect(listener.getsockname())
-            accepted, _ = listener.accept()
-            with accepted:
-                early.sendall(b"question")
-                assert accepted.recv(100) == b"question"
-                accepted.sendall(b"answer")
-                assert early.recv(100) == b"answer"
-        listener.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-
-
 def test_an_interrupt_from_the_terminal_is_graceful_too(folder: Path) -> None:
     with serving(folder) as service:
         # Ctrl-C reaches the whole process group, the workers included.
@@ -157,21 +138,21 @@ def test_a_killed_database_server_does_not_stop_the_next_start(folder: Path) -> 
         for server in servers_of(folder):
             server.kill()
         service.kill_everything()
-    wait_for(lambda: not _keeper_of(folder))
+    wait_for(lambda: not processes_of(folder))
     # A number that is another process's by now.
     (folder / "data" / "postgresql" / "postmaster.pid").write_text(f"{os.getpid()}\n")
     with serving(folder, bind=service.bind) as second:
         assert second.post("/api/prompt", prompt(agent), token).status == 201
 
 
-def _keeper_of(folder: Path) -> bool:
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        line = process.info["cmdline"] or []
-        if "app.dev.keeper" in line and (process.info["environ"] or {}).get("WATCHPOST_DATA_DIR") == str(
-            folder / "data"
-        ):
-            return True
-    return False
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """What was started with this folder's data directory in its environment and still runs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("WATCHPOST_DATA_DIR") == str(folder / "data"):
+                found.append(process)
+    return found
 
 
 def test_an_interrupted_initdb_does_not_stop_the_next_start(folder: Path) -> None:
@@ -228,10 +209,9 @@ def test_a_revocation_and_a_key_rotation_take_effect_on_the_next_request_of_any_
 def test_hup_replaces_the_workers_and_the_service_goes_on(folder: Path, database_url: str) -> None:
     with serving(folder, database_url=database_url) as service:
         agent, token = registered(service)
-        master = psutil.Process(service.process.pid)
-        before = {child.pid for child in master.children()}
+        before = set(service.workers())
         service.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: len({child.pid for child in master.children()} - before) == 2)
+        wait_for(lambda: len(set(service.workers()) - before) == 2)
         assert service.post("/api/prompt", prompt(agent), token).status == 201
 
 
@@ -382,11 +362,7 @@ def test_a_database_server_that_dies_is_started_again(folder: Path) -> None:
 def test_a_worker_that_is_aborted_is_gone_at_once(folder: Path) -> None:
     limits = {"pool_wait_seconds": 120, **PATIENT}
     with serving(folder, workers=1, **limits) as service, ThreadPoolExecutor(6) as threads:
-        worker = next(
-            process
-            for process in psutil.Process(service.process.pid).children()
-            if "app.dev.keeper" not in process.cmdline()
-        )
+        [worker] = service.workers()
         server = [one for parent in servers_of(folder) for one in (parent, *parent.children(recursive=True))]
         for process in server:
             process.suspend()
@@ -413,98 +389,96 @@ def _has_let_in(worker: psutil.Process, service: Service) -> int:
     )
 
 
-def test_a_keeper_that_is_killed_is_replaced(folder: Path) -> None:
+def test_children_that_are_killed_are_replaced(folder: Path) -> None:
     with serving(folder) as service:
         agent, token = registered(service)
-        [keeper] = _supervisor_of(service).children()
-        keeper.kill()
+        for find, name in ((service.background_worker, "worker"), (service.master, "gunicorn")):
+            killed = find()
+            killed.kill()
+            wait_for(lambda: find() not in (None, killed))  # noqa: B023
+            assert f"{name} died and is started again" in service.log.read_text()
         kill_servers(folder)
-        wait_for(lambda: service.post("/api/prompt", prompt(agent), token).status in (200, 201))
-        assert "the keeper was killed" in service.log.read_text()
+        wait_for(lambda: _status(service, "/api/prompt", prompt(agent), token) in (200, 201))
         service.end()
-        wait_for(lambda: not _keeper_of(folder))
         assert servers_of(folder) == []
 
 
-def test_a_keeper_that_is_replaced_needs_nothing_that_only_a_start_does(folder: Path) -> None:
+def _status(service: Service, *request: Any) -> int:
+    """Of an answer; 0 when there is none."""
+    try:
+        return service.post(*request).status
+    except OSError:
+        return 0
+
+
+def test_children_that_are_replaced_need_nothing_that_only_a_start_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = folder / "temporary"
+    temporary.mkdir(mode=0o755)
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with serving(folder) as service:
         database = embedded.url(str(folder / "data"))
         # As if somebody had changed a file, with which no service starts.
         with psycopg.connect(database) as connection:
             connection.execute("UPDATE migration_checksums SET sha256 = 'other'")
-        supervisor = _supervisor_of(service)
-        [keeper] = supervisor.children()
-        counts = Path(supervisor.cmdline()[-1])
-        keeper.kill()
+        service.background_worker().kill()
+        service.master().kill()
+        wait_for(lambda: service.log.read_text().count("died and is started again") == 2)
         for _ in range(2):
             kill_servers(folder)
             service.wait_until_ready()
-        # Where the workers count.
-        assert list(counts.iterdir()) != []
+        # Where the workers count; those of the killed master have removed theirs.
+        wait_for(lambda: len(list(temporary.glob("watchpost-metrics-*/*.db"))) == 2 * len(service.workers()))
         service.end()
-        wait_for(lambda: not counts.exists())
+        assert list(temporary.glob("watchpost-metrics-*")) == []
 
 
-def test_a_keeper_that_fails_is_replaced_as_long_as_it_is_needed(
-    database_url: str, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_child_that_fails_is_replaced_again_and_again(folder: Path) -> None:
     script = """
 import sys
-from app.dev import keeper
-keeper.partitions = None
-sys.exit(keeper.main())
+from app.dev import serve
+serve.WORKER = [sys.executable, "-c", "raise SystemExit(5)"]
+sys.exit(serve.main())
 """
-    counts = tmp_path / "counts"
-    counts.mkdir()
-    environment = {
-        "WATCHPOST_DATABASE_URL": as_role(database_url, "writer"),
-        "WATCHPOST_OWNER_DATABASE_URL": as_role(database_url, "owner"),
-        "WATCHPOST_SIGNING_KEYS": str(settings.signing_keys_path),
-        "PATH": "/usr/bin:/bin",
-    }
-    log = tmp_path / "keeper.log"
-    with log.open("w") as errors:
-        keeper = subprocess.Popen(
-            [sys.executable, "-c", script, counts],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
+    service = Service(folder, command=[sys.executable, "-c", script])
     try:
-        wait_for(lambda: log.read_text().count("another begins") == 2)
-        assert counts.exists()
+        service.wait_until_ready()
+        wait_for(lambda: service.log.read_text().count("worker died and is started again") >= 3)
+        assert service.get("/readyz").status == 200
+        assert service.end() == 0
     finally:
-        output, _ = keeper.communicate(timeout=60)
-    assert output == b"ready\n"
-    assert not counts.exists()
+        service.kill_everything()
 
 
-def _supervisor_of(service: Service) -> psutil.Process:
-    """Who starts the keeper again."""
-    [found] = [one for one in psutil.Process(service.process.pid).children() if "app.dev.keeper" in one.cmdline()]
-    return found
-
-
-def test_a_command_never_stops_the_database_of_a_service_without_its_keeper(folder: Path) -> None:
+def test_everything_ends_when_the_supervisor_is_killed(folder: Path) -> None:
     with serving(folder) as service:
+        service.process.kill()
+        service.process.wait()
+        wait_for(lambda: not processes_of(folder))
+        assert servers_of(folder) == []
+
+
+def test_a_command_never_stops_the_database_of_a_service_without_its_supervisor(folder: Path) -> None:
+    with serving(folder, **PATIENT, graceful_seconds=120) as service:
         agent, token = registered(service)
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            mine = (process.info["environ"] or {}).get("WATCHPOST_DATA_DIR") == str(folder / "data")
-            if mine and "app.dev.keeper" in (process.info["cmdline"] or []):
-                process.kill()
-        service.flask("device", "list")
-        assert service.post("/api/prompt", prompt(agent), token).status == 201
+        with ThreadPoolExecutor(1) as threads, holding_up_prompts(folder) as (blocker, is_waiting):
+            running = threads.submit(service.post, "/api/prompt", prompt(agent), token)
+            wait_for(is_waiting)
+            service.process.kill()
+            service.process.wait()
+            service.flask("device", "list")
+            blocker.rollback()
+            assert running.result().status == 201
 
 
 def test_the_folder_of_the_socket_is_not_taken_from_somebody_else(tmp_path: Path) -> None:
     data = tmp_path / ("long" * 30)
-    folder = embedded._socket_folder(embedded._cluster(str(data)))
+    folder = socket_folder(cluster_folder(str(data)))
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     try:
-        with pytest.raises(embedded.EmbeddedError, match="only the server's user"), embedded.running(str(data)):
+        with pytest.raises(EmbeddedError, match="only the server's user"), embedded.running(str(data)):
             pass
     finally:
         folder.rmdir()
@@ -523,7 +497,7 @@ def test_the_server_is_that_of_the_programs_in_use(rows: Callable[..., list[dict
 def test_programs_that_are_not_there_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHPOST_POSTGRESQL_PROGRAMS", str(folder / "bin"))
     with (
-        pytest.raises(embedded.EmbeddedError, match=f"{folder}/bin: see WATCHPOST_POSTGRESQL_PROGRAMS"),
+        pytest.raises(EmbeddedError, match=f"{folder}/bin: see WATCHPOST_POSTGRESQL_PROGRAMS"),
         embedded.running(str(folder)),
     ):
         pass
@@ -533,7 +507,7 @@ def test_files_of_another_version_are_refused_at_once(folder: Path) -> None:
     with embedded.running(str(folder)):
         pass
     (folder / "postgresql" / "PG_VERSION").write_text("14\n")
-    with pytest.raises(embedded.EmbeddedError, match="was made by PostgreSQL 14"), embedded.running(str(folder)):
+    with pytest.raises(EmbeddedError, match="was made by PostgreSQL 14"), embedded.running(str(folder)):
         pass
 
 
@@ -608,7 +582,7 @@ def test_of_many_requests_at_once_a_few_are_read_before_the_first_is_answered() 
     waiting: list[int] = []
 
     def application(environ: Any, start_response: Any) -> list[bytes]:
-        waiting.append(len(served._ready))
+        waiting.append(len(served._parser.ready))
         start_response("200 OK", [])
         return [environ["PATH_INFO"].encode()]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 
-from app.dev import embedded
+from app.dev import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,8 +35,8 @@ def running(server: str) -> Iterator[str]:
     assert program is not None, "PgBouncer is missing: apt-get install pgbouncer"
     home = Path(tempfile.mkdtemp(prefix="wp-pgbouncer-")) / "pgbouncer"
     home.parent.chmod(0o755)
-    embedded._own_folder(home)
-    user = embedded._user()
+    programs.own_folder(home)
+    user = programs.server_user()
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "config" / "pgbouncer.ini")
     # What differs here: any database of the server, sockets instead of ports, nobody has a password.

@@ -102,7 +102,7 @@ class Proxy:
     def close(self) -> None:
         if self._over is not None:
             self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 @contextlib.contextmanager

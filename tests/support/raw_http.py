@@ -1,4 +1,4 @@
-"""Bytes on a socket, as no HTTP client would send them, and what comes back."""
+"""Raw HTTP: bytes on a socket, as no HTTP client would send them, and the answers to them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Reply:
         return self.headers.get("x-request-id", "")
 
 
-class Wire:
-    """A connection to a service. seconds: how long the service may be silent."""
+class RawConnection:
+    """A raw HTTP connection to a service. seconds: how long the service may be silent."""
 
     def __init__(self, service: Service, seconds: float = 30) -> None:
         host, port = service.bind.split(":")
@@ -40,7 +40,7 @@ class Wire:
         self.closed = False
         self._received = b""
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> RawConnection:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -90,6 +90,10 @@ class Wire:
         self._received += piece
         self.closed = self.closed or not piece
         return bool(piece)
+
+
+# The name in tests/server/test_http.py, until that says RawConnection too.
+Wire = RawConnection
 
 
 def chunk(data: bytes, size: bytes | None = None) -> bytes:

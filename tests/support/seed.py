@@ -1,4 +1,4 @@
-"""Tables filled to a size at which plans are those of a company: by SQL, in seconds."""
+"""Seed data: tables at the size of a company's, at which its plans are made; by SQL, in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real service for tests: gunicorn on a free port, with its own data directory or a given database."""
+"""A real service for tests: gunicorn on a given database, as in production, or all that `make run` starts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import psutil
 import psycopg
 
 from app.application import create_app
+from app.auth.keys import SigningKeys
 from config.settings import load
 from tests.support import pgbouncer
 from tests.support.agent import Agent
@@ -28,6 +29,8 @@ from tests.support.agent import Agent
 ROOT = Path(__file__).resolve().parents[2]
 # What the whole run has in common.
 KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
+GUNICORN = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"]
+SUPERVISED = [sys.executable, "-m", "app.dev.serve"]
 
 
 def as_role(url: str, role: str) -> str:
@@ -51,13 +54,26 @@ class Answer:
 class Service:
     """A running service: its address, its process, its log.
 
-    database_url: of the superuser; the service gets those of its own roles.
+    database_url: of the superuser; the service gets those of its own roles. is_supervised: started as by `make run`,
+    which brings its database, keys and background jobs; by default where no database is given. Else the process is
+    gunicorn's master alone, on a database that is migrated already. command: another one to start it with.
+    stderr: a descriptor to use in place of the log.
     """
 
     # The PgBouncer that requests' statements go through, by the server behind it: the folders of their sockets.
     poolers: dict[str, str] = {}
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        is_supervised: bool | None = None,
+        command: list[str] | None = None,
+        stderr: int | None = None,
+        log_folder: Path | None = None,
+        make_keys: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.is_supervised = "database_url" not in settings if is_supervised is None else is_supervised
         if url := settings.pop("database_url", None):
             settings = {
                 "database_url": as_role(url, "writer"),
@@ -71,7 +87,7 @@ class Service:
                 }
         self.bind = str(settings.get("bind") or f"127.0.0.1:{free_port()}")
         self.url = f"http://{self.bind}"
-        self.log = folder / f"service-{time.monotonic_ns()}.log"
+        self.log = (log_folder or folder) / f"service-{time.monotonic_ns()}.log"
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("WATCHPOST_") or name in KEPT},
             "WATCHPOST_BIND": self.bind,
@@ -80,16 +96,20 @@ class Service:
             **{f"WATCHPOST_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self.environment = environment
+        command = command or (SUPERVISED if self.is_supervised else GUNICORN)
+        if make_keys and not self.is_supervised:
+            # In production an operator has made them.
+            SigningKeys(load(environment).signing_keys_path).ensure()
         self.process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"],
+            command,
             cwd=ROOT,
             env=environment,
             stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if stderr is None else stderr,
             start_new_session=True,
         )
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
+    def wait_until_ready(self, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -103,8 +123,32 @@ class Service:
     def _listens(self) -> bool:
         """Whether it is this service that answers, not what one before it has left at the same address."""
         with contextlib.suppress(psutil.Error):
-            return any(it.status == psutil.CONN_LISTEN for it in psutil.Process(self.process.pid).net_connections())
+            master = self.master()
+            return master is not None and any(it.status == psutil.CONN_LISTEN for it in master.net_connections())
         return False
+
+    def master(self) -> psutil.Process | None:
+        """gunicorn's master; None while there is none."""
+        process = psutil.Process(self.process.pid)
+        return self._child("gunicorn") if self.is_supervised else process
+
+    def workers(self) -> list[psutil.Process]:
+        """gunicorn's workers."""
+        with contextlib.suppress(psutil.Error):
+            if master := self.master():
+                return list(master.children())
+        return []
+
+    def background_worker(self) -> psutil.Process | None:
+        """The process of the background jobs, where `make run` starts it."""
+        return self._child("flask")
+
+    def _child(self, word: str) -> psutil.Process | None:
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if word in child.cmdline():
+                    return child
+        return None
 
     def get(self, path: str) -> Answer:
         return self.send(urllib.request.Request(self.url + path))
@@ -121,7 +165,7 @@ class Service:
 
     def send(self, request: urllib.request.Request) -> Answer:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -154,10 +198,10 @@ class Service:
         """End all that is left of it, for tests that end in any way."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(60)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -31,7 +31,7 @@ def inhabited(folder: Path, **settings: Any) -> Iterator[Site]:
     """Run a service, by default on an embedded database in the folder, and see that its log holds no fault of ours."""
     settings = {"workers": 1, "device_rate": 0, "enrollment_rate": 0, "address_rate": 0, **settings}
     # A machine that stalls for some seconds is no fault of the service.
-    settings = {"pool_wait_seconds": 30, "statement_timeout_ms": 60_000, **settings}
+    settings = {"pool_wait_seconds": 60, "statement_timeout_ms": 120_000, **settings}
     with serving(folder, **settings) as service:
         enrollment = enrolled(service, 100_000)
         agent = Agent()
