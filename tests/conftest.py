@@ -1,4 +1,4 @@
-"""A throwaway PostgreSQL for the run, a throwaway database for each test, and a device with real keys."""
+"""Fixtures: a PostgreSQL for the run, a database for each test, an application, a device with real keys."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what PgBouncer can't serve, if it is in between, and order the rest for the processes of the run.
+    """With --pgbouncer, keep the tests that PgBouncer can serve; then order all for the processes of the run.
 
-    It serves tests that make an application or start a service on the given database, but for those marked `direct`.
+    It serves tests that make an application or start a service on the given database and are not marked `direct`.
     """
     if config.option.pgbouncer:
         chosen = [
@@ -79,7 +79,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that PostgreSQL's user may enter; short, since paths of sockets are."""
+    """A folder that PostgreSQL's user may enter, with a short name, since the path of a socket is limited."""
     folder = Path(tempfile.mkdtemp(prefix="wp-", dir=memory_folder()))
     folder.chmod(0o755)
     try:
@@ -98,13 +98,13 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """For a service or a server of the test's own."""
+    """A folder for a service or a PostgreSQL server of the test's own."""
     with open_folder() as folder:
         yield folder
 
 
 def memory_folder() -> str | None:
-    """A file system in memory with room enough, if there is one: each test makes and drops some hundred files."""
+    """A file system in memory with enough space, if there is one: each test creates and removes some hundred files."""
     memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31:
         return str(memory)
@@ -116,7 +116,7 @@ def template(server: str, pooler: str | None) -> Template:
     """A migrated database without rows."""
     template = databases.create(server, "migrated")
     migrations.apply(template.url(template.name))
-    # PgBouncer passes no other limits on than the role's: as `settings` has them.
+    # PgBouncer passes on the limits of the role only: the same as in `settings`.
     with psycopg.connect(template.url("postgres"), autocommit=True) as connection:
         connection.execute("ALTER ROLE watchpost_writer SET lock_timeout = '60s'")
         connection.execute("ALTER ROLE watchpost_writer SET statement_timeout = '120s'")
@@ -181,7 +181,7 @@ def settings_for(database_url: str, signing_keys: Path, folder: Path, pooler: st
         signing_keys=str(copy),
         data_dir=str(folder),
         pool_size=4,
-        # So long that a machine which stalls for some seconds fails no test; those of these limits set shorter ones.
+        # A machine that stalls for some seconds fails no test. Tests of these limits set shorter ones.
         pool_wait_seconds=60,
         statement_timeout_ms=120_000,
     )
@@ -207,7 +207,7 @@ def client(app: Watchpost) -> FlaskClient:
 
 @pytest.fixture
 def rows(database_url: str) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Look into the database: rows("SELECT ...", parameter, ...) as dicts."""
+    """Query the database as its superuser: rows("SELECT ...", parameter, ...) gives dicts."""
     with psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as connection:
         yield (
             lambda query, *parameters: (
@@ -313,7 +313,7 @@ def site(template: Template) -> Iterator[Site]:
 
 @pytest.fixture
 def other_worker(settings: Any) -> Iterator[Any]:
-    """A second process's application, which shares the database and nothing else."""
+    """The application of a second worker process, which shares the database and nothing else."""
     app = create_app(settings)
     yield app
     app.extensions["db"].close()
@@ -321,7 +321,7 @@ def other_worker(settings: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
-    """Let requests run into a lock, and let go of it when all of them wait: they decide on what none of them saw."""
+    """Make requests wait for a lock, and release it when all of them do: none has seen the rows of another."""
 
     def run(lock: str, requests: list[Callable[[], Any]]) -> list[Any]:
         waiting = (
@@ -330,7 +330,7 @@ def held(database_url: str, rows: Any) -> Callable[..., list[Any]]:
         with ThreadPoolExecutor(len(requests)) as pool, psycopg.connect(database_url) as holder:
             holder.execute(lock)
             answers = [pool.submit(request) for request in requests]
-            # Less than they wait for it.
+            # Less than their lock timeout.
             deadline = time.monotonic() + 50
             while rows(waiting)[0]["n"] < len(requests):
                 assert time.monotonic() < deadline, "the requests don't wait for the lock"

@@ -561,7 +561,7 @@ def test_the_key_decides_on_the_algorithm(
     assert used(rows) == 0
 
 
-# Forgeries: what is made here from good parts is refused, neither as an assertion nor as an access token.
+# Forgeries: each is made from good parts, and is refused as an assertion and as an access token.
 
 
 Forge = Callable[["Good"], str]

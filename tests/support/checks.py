@@ -1,4 +1,4 @@
-"""What tests of several resources send and look for."""
+"""Values and assertions that tests of several resources share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all resources of a kind promise: the test of a resource inherits one of these classes, and nothing else."""
+"""Contract tests: what all report resources promise. The test class of a resource inherits one of these classes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from tests.support import pgbouncer
 from tests.support.agent import Agent
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the whole run has in common.
+# Variables of the run that each service gets too.
 KEPT = ("WATCHPOST_POSTGRESQL_PROGRAMS",)
 GUNICORN = [str(Path(sys.executable).parent / "gunicorn"), "--config", "python:config.gunicorn", "wsgi:app"]
 SUPERVISED = [sys.executable, "-m", "app.dev.serve"]
@@ -60,7 +60,7 @@ class Service:
     stderr: a descriptor to use in place of the log.
     """
 
-    # The PgBouncer that requests' statements go through, by the server behind it: the folders of their sockets.
+    # The socket folder of the PgBouncer in front of a server, by the server's socket folder.
     poolers: dict[str, str] = {}
 
     def __init__(
@@ -121,7 +121,7 @@ class Service:
         raise AssertionError("the service did not start:\n" + self.log.read_text())
 
     def _listens(self) -> bool:
-        """Whether it is this service that answers, not what one before it has left at the same address."""
+        """Whether this service listens, rather than a previous one at the same address."""
         with contextlib.suppress(psutil.Error):
             master = self.master()
             return master is not None and any(it.status == psutil.CONN_LISTEN for it in master.net_connections())
@@ -195,7 +195,7 @@ class Service:
         return self.process.wait(seconds)
 
     def kill_everything(self) -> None:
-        """End all that is left of it, for tests that end in any way."""
+        """Kill all of its processes, however the test ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(60)
@@ -247,7 +247,7 @@ def servers_of(folder: Path) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[Service]:
-    """A service that answers, and is gone afterwards."""
+    """Run a service: it is ready at the start and stopped at the end."""
     service = Service(folder, **settings)
     try:
         service.wait_until_ready()
@@ -258,10 +258,10 @@ def serving(folder: Path, **settings: Any) -> Iterator[Service]:
 
 
 def free_port() -> int:
-    """A port that nobody else is given before this process ends: it stays bound, and who listens may share it.
+    """A free port, reserved until this process ends: a socket stays bound to it, which the service shares.
 
-    A service listens only when its database is there: until then, and between a stop and the next start, another test's
-    service or connection could have got the same.
+    A service listens only when its database is up. Until then, and between a stop and the next start, another test's
+    service or connection could get the same port.
     """
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A running service with a device of its own, for tests that send it much."""
+"""A running service with a registered device, for tests that send many requests."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Site(NamedTuple):
 
 @contextlib.contextmanager
 def inhabited(folder: Path, **settings: Any) -> Iterator[Site]:
-    """Run a service, by default on an embedded database in the folder, and see that its log holds no fault of ours."""
+    """Run a service, by default on an embedded database in the folder, and check its log for faults at the end."""
     settings = {"workers": 1, "device_rate": 0, "enrollment_rate": 0, "address_rate": 0, **settings}
-    # A machine that stalls for some seconds is no fault of the service.
+    # A machine that stalls for some seconds fails no test.
     settings = {"pool_wait_seconds": 60, "statement_timeout_ms": 120_000, **settings}
     with serving(folder, **settings) as service:
         enrollment = enrolled(service, 100_000)
@@ -44,7 +44,7 @@ def inhabited(folder: Path, **settings: Any) -> Iterator[Site]:
 
 
 def faults(service: Service) -> list[str]:
-    """Lines of the log that should not be there: what is no JSON object, tracebacks, 5xx that nobody is to repeat."""
+    """Log lines that should not be there: text that is not a JSON object, tracebacks, 5xx other than 503."""
     found = []
     for line in service.log.read_text().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Values that fields have to refuse, and values that have to be stored as they are."""
+"""Invalid values by type of field, and unusual values that are stored unchanged."""
 
 from __future__ import annotations
 
