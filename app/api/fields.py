@@ -6,20 +6,19 @@ import ipaddress
 import re
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC
 from typing import Any
 
 import marshmallow as ma
-from marshmallow import fields
 
-from app.api import bodies, json_values
+from app.api.schemas import MAX_TEXT, AnswerField, RequestField
+from app.api.schemas import Answer as Answer
+from app.api.schemas import Schema as Schema
 from app.api.text import sanitize as sanitize
 
 # 2015-01-01T00:00:00Z, and how far a client's clock may run ahead.
 EARLIEST_MS = 1_420_070_400_000
 AHEAD_MS = 24 * 3600 * 1000
-MAX_TEXT = 262_144
 MAX_LIST = 1000
 
 _IDENTIFIER = re.compile(r"[!-~]{1,128}")
@@ -29,68 +28,10 @@ _MAC = re.compile(
 )
 
 
-class Schema(ma.Schema):
-    """A body. Newer agents talk to older servers: unknown fields are ignored.
+class Text(RequestField[str]):
+    """Free text, any Unicode. A character that PostgreSQL can't store becomes U+FFFD: no evidence is lost over it."""
 
-    max_size: bytes of a body, inflated. max_values: values in it.
-    """
-
-    max_size = bodies.MAX_BODY
-    max_values = bodies.MAX_VALUES
-
-    class Meta:
-        unknown = ma.EXCLUDE
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._nothing: dict[str, Any] = dict.fromkeys(self.load_fields)
-        self._texts = {name for name, field in self.load_fields.items() if type(field) is Text}
-        self._readers = {name: field._deserialize for name, field in self.load_fields.items()}
-        self._required = [name for name, field in self.load_fields.items() if field.required]
-
-    def load(self, data: Any, **kwargs: Any) -> Any:
-        """As marshmallow does, which is asked only when something is wrong: to find nothing takes it longer."""
-        if type(data) is not dict:
-            return super().load(data, **kwargs)
-        loaded = self._nothing.copy()
-        readers, texts = self._readers, self._texts
-        try:
-            for name, value in data.items():
-                if value is None:
-                    continue
-                # Most of what is sent is plain text, and calls would cost more than these looks at it.
-                if name in texts and type(value) is str and value.isascii() and "\x00" not in value:
-                    if not 0 < len(value) <= MAX_TEXT:
-                        value = readers[name](value, name, data)
-                    loaded[name] = value
-                elif name in readers:
-                    loaded[name] = readers[name](value, name, data)
-        except ma.ValidationError:
-            return super().load(data, **kwargs)
-        for name in self._required:
-            if loaded[name] is None:
-                return super().load(data, **kwargs)
-        return loaded
-
-    def violations(self, value: Any) -> Iterator[str]:
-        """What makes a parsed body unacceptable as a whole."""
-        return json_values.violations(value)
-
-
-class Answer(ma.Schema):
-    """A body of an answer, made of a row."""
-
-    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """As marshmallow does; what is text or a number already is taken as it is."""
-        answer = {}
-        for name, field in self.dump_fields.items():
-            value = obj[name]
-            answer[name] = value if type(value) in (str, int) else field._serialize(value, name, obj)
-        return answer
-
-
-class Text(fields.Field[str]):
-    """Free text, any Unicode. What the database can't hold becomes U+FFFD: evidence is not lost over a character."""
+    is_plain_text = True
 
     default_error_messages = {
         "invalid": "Not a valid string.",
@@ -103,7 +44,7 @@ class Text(fields.Field[str]):
         self.empty = empty
         self.json_schema = {"type": "string", "minLength": 0 if empty else 1, "maxLength": MAX_TEXT}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+    def read(self, value: Any) -> str:
         if not isinstance(value, str):
             raise self.make_error("invalid")
         if len(value) > MAX_TEXT:
@@ -113,7 +54,7 @@ class Text(fields.Field[str]):
         return value if value.isascii() and "\x00" not in value else sanitize(value)
 
 
-class Pattern(fields.Field[str]):
+class Pattern(RequestField[str]):
     """Text of one form, the whole of it."""
 
     default_error_messages = {"invalid": "Not a valid value."}
@@ -124,7 +65,7 @@ class Pattern(fields.Field[str]):
         self.error_messages["invalid"] = message
         self.json_schema = {"type": "string", "pattern": f"^{self.pattern.pattern}$"}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+    def read(self, value: Any) -> str:
         if not isinstance(value, str) or not self.pattern.fullmatch(value):
             raise self.make_error("invalid")
         return value
@@ -144,11 +85,11 @@ class Uuid(Pattern):
         super().__init__(_UUID, "Not a valid UUID.", **kwargs)
         self.json_schema = {"type": "string", "format": "uuid"}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        return super()._deserialize(value, attr, data, **kwargs).lower()
+    def read(self, value: Any) -> str:
+        return super().read(value).lower()
 
 
-class Choice(fields.Field[str]):
+class Choice(RequestField[str]):
     """One of a few words."""
 
     default_error_messages = {"invalid": "Must be one of: {choices}."}
@@ -158,13 +99,13 @@ class Choice(fields.Field[str]):
         self.choices = choices
         self.json_schema = {"type": "string", "enum": list(choices)}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+    def read(self, value: Any) -> str:
         if not isinstance(value, str) or value not in self.choices:
             raise self.make_error("invalid", choices=", ".join(self.choices))
         return value
 
 
-class EpochMilliseconds(fields.Field[int]):
+class EpochMilliseconds(RequestField[int]):
     """A client's time: an integer, epoch milliseconds, from 2015-01-01 to 24 h ahead of the server's clock."""
 
     json_schema = {"type": "integer", "format": "int64", "minimum": EARLIEST_MS}
@@ -174,7 +115,7 @@ class EpochMilliseconds(fields.Field[int]):
         "range": "Must be epoch milliseconds from 2015-01-01 to 24 hours ahead.",
     }
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+    def read(self, value: Any) -> int:
         if type(value) is not int:
             raise self.make_error("invalid")
         if not is_plausible(value):
@@ -192,8 +133,8 @@ def uuid7_time(text: str) -> int | None:
     return value.int >> 80 if value.version == 7 and value.variant == uuid.RFC_4122 else None
 
 
-class Json(fields.Field[Any]):
-    """JSON of the given Python types, stored as it is but for characters that the database can't hold."""
+class Json(RequestField[Any]):
+    """JSON of the given Python types, stored as it is except for characters that PostgreSQL can't store."""
 
     def __init__(self, *types: type, of: tuple[type, ...] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -209,7 +150,7 @@ class Json(fields.Field[Any]):
             self.json_schema |= {"items": {"type": [json_types[type_] for type_ in of]}, "maxItems": MAX_LIST}
         self.error_messages["same"] = "Two keys are the same once unstorable characters are replaced."
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+    def read(self, value: Any) -> Any:
         if not isinstance(value, self.types):
             raise self.make_error("invalid")
         if isinstance(value, list):
@@ -237,7 +178,7 @@ class Json(fields.Field[Any]):
         return node
 
 
-class Addresses(fields.Field[list[str]]):
+class Addresses(RequestField[list[str]]):
     """A list of MAC or of IP addresses, kept as written."""
 
     default_error_messages = {
@@ -256,7 +197,7 @@ class Addresses(fields.Field[list[str]]):
         self.kind = kind
         self.json_schema = {"type": "array", "items": self._items[kind], "maxItems": MAX_LIST}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
+    def read(self, value: Any) -> list[str]:
         if not isinstance(value, list):
             raise self.make_error("invalid")
         if len(value) > MAX_LIST:
@@ -280,12 +221,12 @@ class Addresses(fields.Field[list[str]]):
         return True
 
 
-class Time(fields.Field[str]):
+class Time(AnswerField[str]):
     """A time of the database in an answer: RFC 3339 in UTC."""
 
     json_schema = {"type": "string", "format": "date-time"}
 
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+    def write(self, value: Any) -> str | None:
         if value is None:
             return None
         return str(value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"))

@@ -26,10 +26,10 @@ View = TypeVar("View", bound=Callable[..., Any])
 TITLE = "Watchpost"
 ABOUT = """\
 The write API behind a dashboard that shows how a company uses AI tools. A native agent on each laptop and an extension
-in each browser profile POST what they see.
+in each browser profile POST reports.
 
-Every 2xx is sent after the database has committed. A client repeats after 429, 503 or a broken connection, and what it
-repeats is stored once. Bodies may be compressed with `Content-Encoding: gzip`.
+Every 2xx is sent after the database has committed. A client repeats a request after 429, 503 or a broken connection; a
+repeated report is stored once. Bodies may be compressed with `Content-Encoding: gzip`.
 """
 
 
@@ -71,7 +71,7 @@ class Api(SmorestApi):
         super().__init__(app)
 
     def register_blueprint(self, blp: SmorestBlueprint) -> None:
-        """Register a blueprint. It is described when somebody asks: that takes longer than all else of a start."""
+        """Register a blueprint. It is described when the description is needed: that takes longer than a start."""
         self._app.extensions["flask-smorest"]["blp_name_to_api"][blp.name] = self
         self._app.register_blueprint(blp)
         self._undescribed.append(blp)
@@ -90,7 +90,7 @@ class Api(SmorestApi):
         self._described = value
 
     def _register_error_handlers(self) -> None:
-        """Errors are app.api.problems' business."""
+        """app.api.problems handles errors."""
 
     def _register_responses(self) -> None:
         headers = {
@@ -115,7 +115,7 @@ class Api(SmorestApi):
 
 
 def _json_schema(self: Any, field: ma.fields.Field[Any], **kwargs: Any) -> dict[str, Any]:
-    """What our own field types say of themselves."""
+    """The JSON schema that a field type of ours declares."""
     own = getattr(field, "json_schema", None)
     if own is None:
         return {}
@@ -135,11 +135,12 @@ def init_app(app: Flask, blueprints: list[Any]) -> None:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         OPENAPI_SWAGGER_UI_PATH="/docs",
-        OPENAPI_SWAGGER_UI_URL="/docs/static/",
-        OPENAPI_SWAGGER_UI_CONFIG={"validatorUrl": None, "deepLinking": True},
+        # Relative to /docs, so that a proxy may serve us under a path of its own.
+        OPENAPI_SWAGGER_UI_URL="docs/static/",
+        OPENAPI_SWAGGER_UI_CONFIG={"url": "openapi.json", "validatorUrl": None, "deepLinking": True},
         API_SPEC_OPTIONS={
             "info": {"description": ABOUT, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-            "servers": [{"url": "/"}],
+            "servers": [{"url": "./", "description": "The folder of this description."}],
             "security": [],
         },
     )
@@ -171,7 +172,7 @@ def init_app(app: Flask, blueprints: list[Any]) -> None:
 
     @pages.get("/docs/static/<path:name>")
     def static(name: str) -> Response:
-        """A file of Swagger UI, from the package flask-swagger-ui: the pages need no other host."""
+        """A file of Swagger UI, from the package flask-swagger-ui, so that the page needs no other host."""
         return send_from_directory(folder, name, max_age=86400)
 
     app.register_blueprint(pages)

@@ -171,7 +171,14 @@ class Limits:
 
 
 def _subscriber(address: str) -> str:
-    """The subscriber behind an address: in IPv6 a network of 64 bits at least (RFC 6177)."""
+    """The subscriber behind an address: in IPv6 a network of 64 bits at least (RFC 6177).
+
+    address: also as some proxies write it, `IPv4:port`, `[IPv6]` or `[IPv6]:port`; the port does not count.
+    """
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
     if ":" not in address:
         return address
     try:

@@ -12,6 +12,7 @@ from app.api import fields, problems
 from app.api.bodies import MAX_BATCH, MAX_BATCH_VALUES, Blueprint
 from app.api.json_values import MAX_DEPTH, DuplicateKeyDict, violations
 from app.api.openapi import refusals
+from app.api.schemas import RequestField
 from app.api.scopes import WRITE
 from app.auth import Principal, principal, require
 from app.ingest import pipeline
@@ -34,7 +35,7 @@ EXAMPLE = {
 }
 
 
-class Items(ma.fields.Field[list[Any]]):
+class Items(RequestField[list[Any]]):
     """1 to 1,000 items, each as it came: a fault in one must not cost the others."""
 
     default_error_messages = {"invalid": f"Must be a list of 1 to {MAX_ITEMS} items."}
@@ -55,7 +56,7 @@ class Items(ma.fields.Field[list[Any]]):
             },
         }
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
+    def read(self, value: Any) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ITEMS:
             raise self.make_error("invalid")
         return value

@@ -12,6 +12,7 @@ from app.api import fields
 from app.api.bodies import Blueprint
 from app.api.openapi import refusals
 from app.api.samples import DEVICE_ID, TIME_MS
+from app.api.schemas import RequestField
 from app.api.scopes import REGISTER
 from app.auth import Principal, require
 from app.auth.device_keys import MAX_PEM, DeviceKey, KeyRefused, device_key
@@ -24,13 +25,13 @@ from app.limits.admission import LOW, NORMAL
 blp = Blueprint("devices", __name__, url_prefix="/api/devices", description="Laptops with an agent.")
 
 
-class PublicKey(ma.fields.Field[DeviceKey]):
+class PublicKey(RequestField[DeviceKey]):
     """A device's public key, in PEM."""
 
     json_schema = {"type": "string", "maxLength": MAX_PEM}
     default_error_messages = {"invalid": "Not a valid string."}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> DeviceKey:
+    def read(self, value: Any) -> DeviceKey:
         if not isinstance(value, str):
             raise self.make_error("invalid")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -207,6 +208,21 @@ def test_behind_a_proxy_the_rate_limit_uses_the_address_from_x_forwarded_for(lim
     assert {client.post("/api/prompt", headers=headers).status_code for headers in honest} == {401}
     lying = [{**WRONG, "X-Forwarded-For": f"192.0.2.{n}, 198.51.100.1"} for n in range(20)]
     assert [client.post("/api/prompt", headers=headers).status_code for headers in lying][-1] == 429
+
+
+@with_limits(address_rate=0.1, burst_seconds=10, proxies=1)
+@pytest.mark.parametrize(
+    "address",
+    ["198.51.100.1:{}", "[2001:db8::1]:{}", "[2001:db8::{:x}]", "[::ffff:198.51.100.1]:{}", " 198.51.100.1:{} "],
+)
+def test_an_address_behind_a_proxy_counts_in_the_rate_limit_without_its_port(
+    address: str, limits: Any, client: FlaskClient
+) -> None:
+    asked = [{**WRONG, "X-Forwarded-For": address.format(1024 + n)} for n in range(20)]
+    assert [client.post("/api/prompt", headers=headers).status_code for headers in asked][-1] == 429
+    without = re.sub(r"\]?:?\{.*", "", address).strip(" [")
+    without = "2001:db8::1" if "2001" in without else without
+    assert client.post("/api/prompt", headers={**WRONG, "X-Forwarded-For": without}).status_code == 429
 
 
 @with_limits(device_rate=0, enrollment_rate=0, address_rate=0, burst_seconds=1)

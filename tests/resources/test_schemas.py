@@ -6,13 +6,17 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+import marshmallow as ma
 import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from app.api import fields
+from app.api.schemas import Answer, AnswerField, RequestField, Schema
 from tests.support.agent import Agent
 
 # A value, and whether it is to be taken.
@@ -190,3 +194,47 @@ def test_a_field_is_accepted_up_to_its_limits_and_no_further(
             assert name in answer.json["errors"]["json"] or "_schema" in answer.json["errors"]["json"]
 
     check()
+
+
+def test_marshmallow_still_calls_the_private_methods_that_our_fields_override() -> None:
+    class Doubled(RequestField[int]):
+        def read(self, value: Any) -> int:
+            if type(value) is not int:
+                raise ma.ValidationError("no")
+            return value * 2
+
+    class Shouted(AnswerField[str]):
+        def write(self, value: Any) -> str:
+            return f"{value}!"
+
+    class Body(ma.Schema):
+        number = Doubled(required=True)
+
+    class Told(ma.Schema):
+        at = Shouted()
+
+    assert Body().load({"number": 2}) == {"number": 4}
+    with pytest.raises(ma.ValidationError, match="no"):
+        Body().load({"number": "2"})
+    with pytest.raises(ma.ValidationError, match="required"):
+        Body().load({})
+    assert Told().dump({"at": 1.5}) == {"at": "1.5!"}
+
+
+def test_our_schemas_load_and_dump_as_marshmallow_does() -> None:
+    class Body(Schema):
+        text = fields.Text(required=True)
+        number = ma.fields.Integer(load_default=None, validate=ma.validate.Range(max=5))
+
+    class Told(Answer):
+        at = fields.Time()
+        ratio = ma.fields.Float()
+        missing = ma.fields.String(allow_none=True)
+
+    assert Body().load({"text": "a", "number": 5, "other": 1}) == {"text": "a", "number": 5}
+    with pytest.raises(ma.ValidationError) as refusal:
+        Body().load({"text": "", "number": 6})
+    assert refusal.value.messages == {"number": ["Must be less than or equal to 5."]}
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    told = {"at": "2026-01-02T00:00:00.000000Z", "ratio": 0.5, "missing": None}
+    assert Told().dump({"at": at, "ratio": 0.5, "missing": None}) == told

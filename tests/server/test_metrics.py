@@ -7,6 +7,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,9 @@ import psutil
 import pytest
 
 from app.application import create_app
+from app.telemetry import metric_files
 from tests.support.agent import Agent
-from tests.support.service import Service, enrolled, serving
+from tests.support.service import ROOT, Service, enrolled, serving
 
 
 def read(service: Service, token: str) -> str:
@@ -147,14 +150,14 @@ def test_metrics_sum_all_workers_whichever_answers(folder: Path, database_url: s
             text = read(service, reader)
             requests = 'watchpost_requests_total{{method="POST",route="/api/prompt",status="{}"}}'
             assert [value(text, requests.format(status)) for status in (201, 200, 400)] == [40, 40, 1]
-            rows = 'watchpost_rows_total{{kind="prompt",outcome="{}"}}'
+            rows = 'watchpost_rows_total{{outcome="{}",record_type="prompt"}}'
             assert [value(text, rows.format(outcome)) for outcome in ("created", "duplicate")] == [40, 40]
-            assert value(text, 'watchpost_set_rows_sum{kind="prompt"}') == 80
+            assert value(text, 'watchpost_group_commit_rows_sum{record_type="prompt"}') == 80
             assert value(text, 'watchpost_request_seconds_count{route="/api/prompt"}') == 81
             assert "MARKED" not in text
             assert value(text, "watchpost_pool_wait_seconds_count") > 0
-            assert value(text, 'watchpost_queue_wait_seconds_count{kind="prompt"}') == value(
-                text, 'watchpost_set_rows_count{kind="prompt"}'
+            assert value(text, 'watchpost_queue_wait_seconds_count{record_type="prompt"}') == value(
+                text, 'watchpost_group_commit_rows_count{record_type="prompt"}'
             )
         # Who replaces a worker goes on with its counts, in its files.
         counted = counting_folder(service)
@@ -162,7 +165,7 @@ def test_metrics_sum_all_workers_whichever_answers(folder: Path, database_url: s
         assert service.post("/api/prompt", sent[0], token).status == 200
         text = read(service, reader)
         assert [value(text, requests.format(status)) for status in (201, 200, 400)] == [40, 41, 1]
-        assert value(text, 'watchpost_set_rows_sum{kind="prompt"}') == 81
+        assert value(text, 'watchpost_group_commit_rows_sum{record_type="prompt"}') == 81
         files = {f"{kind}_{place}.db" for kind in ("counter", "histogram") for place in (0, 1)}
         assert {path.name for path in counted.iterdir()} == files
         service.end(signal.SIGKILL)
@@ -171,6 +174,32 @@ def test_metrics_sum_all_workers_whichever_answers(folder: Path, database_url: s
     while counted.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_prometheus_client_still_maps_a_value_where_ours_writes_it(tmp_path: Path) -> None:
+    """The private interface that app/telemetry/metric_files.py uses. A child process, since it is read at import."""
+    program = """
+import sys
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from app.telemetry import metric_files
+metric_files.install()
+counter = Counter("things", "Things.", ["name"])
+counter.labels("a").inc()
+counter.labels("a").inc(2)
+Histogram("seconds", "Seconds.", buckets=(1, 5)).observe(3)
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    environment = {**os.environ, metric_files.FOLDER: str(tmp_path), metric_files.SLOT: "7"}
+    for total in (3.0, 6.0):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert value(done.stdout, 'things_total{name="a"}') == total
+        assert value(done.stdout, 'seconds_bucket{le="5.0"}') == total / 3
+        assert value(done.stdout, "seconds_sum") == total
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_7.db", "histogram_7.db"}
 
 
 def workers(service: Service) -> list[psutil.Process]:

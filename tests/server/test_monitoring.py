@@ -75,7 +75,7 @@ def test_every_metric_and_label_that_is_asked_for_is_there_and_every_metric_is_a
             if matcher.name == "instance":
                 continue
             values = {sample.labels[matcher.name] for sample in samples}
-            if (matcher.name, str(matcher.op)) in (("kind", "MatchOp.Equal"), ("outcome", "MatchOp.Equal")):
+            if matcher.name in ("kind", "record_type", "outcome") and str(matcher.op) == "MatchOp.Equal":
                 assert matcher.value in values, (selector.name, matcher.name, matcher.value)
             if matcher.name == "problem":
                 assert f'"{matcher.value}"' in Path(problems.__file__).read_text()
@@ -150,7 +150,7 @@ FIRING: dict[str, list[tuple[str, str]]] = {
         ]
         for alert, name, labels in (
             ("WatchpostSlow", "request", 'route="/api/prompt", '),
-            ("WatchpostQueueWait", "queue_wait", 'kind="prompt", '),
+            ("WatchpostQueueWait", "queue_wait", 'record_type="prompt", '),
             ("WatchpostPoolWait", "pool_wait", ""),
         )
     },
@@ -162,10 +162,10 @@ FIRING: dict[str, list[tuple[str, str]]] = {
         ('watchpost_tokens_refused_total{instance="a", kind="access", reason="signature"}', GROWS)
     ],
     "WatchpostNoHeartbeats": [
-        ('watchpost_rows_total{instance="a", kind="device_heartbeat", outcome="updated"}', "0+60x30 1800x60")
+        ('watchpost_rows_total{instance="a", record_type="device_heartbeat", outcome="updated"}', "0+60x30 1800x60")
     ],
     "WatchpostRegistrationConflicts": [
-        ('watchpost_rows_total{instance="a", kind="device_register", outcome="key_conflict"}', "0x80 1x10")
+        ('watchpost_rows_total{instance="a", record_type="device_register", outcome="key_conflict"}', "0x80 1x10")
     ],
     "WatchpostDefaultPartitionFilling": [
         ('watchpost_default_partition_bytes{instance="a", table="prompts"}', "30000000x90")
@@ -189,7 +189,7 @@ CALM = [
         (f'watchpost_{name}_seconds_bucket{{instance="a", {labels}le="{le}"}}', GROWS)
         for name, labels in (
             ("request", 'route="/api/prompt", '),
-            ("queue_wait", 'kind="prompt", '),
+            ("queue_wait", 'record_type="prompt", '),
             ("pool_wait", ""),
         )
         for le in ("0.5", "+Inf")
@@ -197,8 +197,8 @@ CALM = [
     ('watchpost_database_errors_total{instance="a", error="DiskFull", sqlstate="53100"}', "0+1x90"),
     ('watchpost_tokens_refused_total{instance="a", kind="access", reason="expired"}', GROWS),
     ('watchpost_tokens_refused_total{instance="a", kind="access", reason="malformed"}', "0+5x90"),
-    ('watchpost_rows_total{instance="a", kind="device_heartbeat", outcome="updated"}', GROWS),
-    ('watchpost_rows_total{instance="a", kind="device_register", outcome="key_conflict"}', "3x90"),
+    ('watchpost_rows_total{instance="a", record_type="device_heartbeat", outcome="updated"}', GROWS),
+    ('watchpost_rows_total{instance="a", record_type="device_register", outcome="key_conflict"}', "3x90"),
     ('watchpost_default_partition_bytes{instance="a", table="prompts"}', "98304x90"),
     ('watchpost_partitions_until_timestamp_seconds{instance="a", table="prompts"}', f"{95 * 86400}x90"),
 ]
