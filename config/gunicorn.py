@@ -82,7 +82,7 @@ def post_worker_init(worker: Any) -> None:
         # Only the first ones: those that replace them go on with what there is.
         from app.server import preflight
 
-        preflight.check(worker.wsgi.config["SETTINGS"])
+        preflight.check(worker)
     # Modules that are loaded now stay: the garbage collector need not scan them again and again.
     gc.collect()
     gc.freeze()

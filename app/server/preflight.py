@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import gevent
 import psycopg
@@ -21,30 +22,43 @@ NO_START = 3
 RETRY_SECONDS = 1
 
 
-def check(settings: Settings) -> None:
-    """End the service when it must not run so. A database that is away is waited for meanwhile /readyz answers 503."""
+def check(worker: Any) -> None:
+    """End the service when it must not run so. A database that is away is waited for; meanwhile /readyz answers 503.
+
+    worker: gunicorn's, before it serves.
+    """
+    settings: Settings = worker.wsgi.config["SETTINGS"]
     try:
         _check_signing_keys(settings)
         refuse_superuser(writer_url(settings))
     except StartupError as error:
-        _refuse(error)
+        _refuse(worker, error)
         sys.exit(NO_START)
     except psycopg.Error as error:
         log.warning("the database can't be reached yet", extra={"fields": {"error": explain(error)}})
-        gevent.spawn(_check_when_reached, settings)
+        gevent.spawn(_check_when_reached, worker, writer_url(settings))
 
 
-def _check_when_reached(settings: Settings) -> None:
+def _check_when_reached(worker: Any, url: str) -> None:
     while True:
         gevent.sleep(RETRY_SECONDS)
         try:
-            refuse_superuser(writer_url(settings))
+            refuse_superuser(url)
             return
         except StartupError as error:
-            _refuse(error)
+            _refuse(worker, error)
             os._exit(NO_START)
         except psycopg.Error:
             continue
+
+
+def _refuse(worker: Any, error: StartupError) -> None:
+    """Log why, and return in one worker only: the master fails when a second one ends so while it stops."""
+    log.error("can't start: %s", error)
+    if worker.age > 1:
+        while worker.alive:
+            gevent.sleep(0.1)
+        os._exit(0)
 
 
 def _check_signing_keys(settings: Settings) -> None:
@@ -63,7 +77,3 @@ def _check_signing_keys(settings: Settings) -> None:
         usable = 0
     if not usable:
         raise StartupError(f"{path} holds no signing keys that can be read: put back a copy")
-
-
-def _refuse(error: StartupError) -> None:
-    log.error("can't start: %s", error)
