@@ -64,7 +64,7 @@ ON client_assertions TO watchpost_writer;
 
 -- For the readiness probe.
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
-GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint) TO watchpost_writer;
+GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint), event_tables(), event_partitions() TO watchpost_writer;
 
 -- Neither keys nor enrolments nor what operators did.
 GRANT SELECT (
