@@ -64,7 +64,12 @@ ON client_assertions TO watchpost_writer;
 
 -- For the readiness probe.
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
-GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint), event_tables(), event_partitions() TO watchpost_writer;
+-- For the metrics, and for the partitions of coming months.
+GRANT EXECUTE ON FUNCTION
+event_tables(), event_partitions(), missing_months(int, int), month_start_ms(date), create_month(text, date),
+begin_rebuild(text, date[]), copy_page(text, bigint, bigint, text, uuid, int), finish_rebuild(text, bigint),
+abandon_rebuild(text, bigint)
+TO watchpost_writer;
 
 -- Neither keys nor enrolments nor what operators did.
 GRANT SELECT (

@@ -4,7 +4,9 @@
 -- than deletes what is held.
 -- Deploy before the code. Locks: none; the functions are new. `retention run` and `user erase` of the previous release
 -- fail from now on.
+-- squawk-ignore ban-drop-function
 DROP FUNCTION is_held(text, bigint);
+-- squawk-ignore ban-drop-function
 DROP FUNCTION drop_partition(text, bigint);
 
 CREATE FUNCTION is_held(row_device_id text, row_ms bigint, row_created_at timestamptz)

@@ -88,7 +88,7 @@ def test_who_may_run_a_statement_is_asked_of_the_database(settings: Settings, da
     assert set(may) == set(names())
     assert may["devices/select_device"] == {"owner", "reader"}
     assert may["prompts/insert_prompts"] == {"owner", "writer"}
-    assert may["partitions/ensure_partitions"] == {"owner", "writer"}
+    assert may["partitions/create_month"] == {"owner", "writer"}
     assert may["retention/drop_partition"] == may["erasure/erase_prompts"] == may["auth/insert_enrollment"] == {"owner"}
     assert may["devices/select_key"] == {"owner", "writer"}
 

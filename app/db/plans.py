@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -22,7 +23,7 @@ ID = uuid.UUID("00000000-0000-8000-8000-000000000001")
 
 def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
     """A value for each parameter that a statement has. A set has so many rows, each of a device, from this one on."""
-    now = int(time.time() * 1000)
+    now, today = int(time.time() * 1000), datetime.now(UTC).date()
     return {
         "rows": json.dumps([_row(ord, first + ord, now) for ord in range(rows)]),
         "device_id": "device-1",
@@ -54,7 +55,10 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
         "to_ms": now + 1,
         "reason": "reason",
         "months_ahead": 3,
-        "most_moved": 1000,
+        "months_back": 1,
+        "month": today + timedelta(days=60),
+        "months": f"{{{today}}}",
+        "rebuild": 0,
     }
 
 
