@@ -588,8 +588,7 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
 ) -> None:
     instance = {"instance_id": "i", "browser_name": "chrome"}
     assert client.post("/api/browsers/register", json={**instance, "device_id": device.device_id}, headers=headers)
-    rows("UPDATE devices SET registered_at = now() - interval '31 days'")
-    rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
+    silence(rows)
     rows(
         "INSERT INTO devices (device_id, last_heartbeat) SELECT 'recent-' || n, now() FROM generate_series(1, 90) AS n"
     )
@@ -607,6 +606,121 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
     assert heartbeat.status_code == 200
     assert rows(archived) == []
     assert rows("SELECT instance_id FROM browser_instances WHERE archived_at IS NOT NULL") == []
+
+
+def silence(rows: Rows) -> None:
+    """Have been heard of for the last time 31 days ago."""
+    rows("UPDATE devices SET registered_at = now(), last_report = now() - interval '31 days'")
+    rows("UPDATE devices SET instances_watched_at = now() - interval '30 days'")
+    rows("UPDATE browser_instances SET last_seen = NULL, last_report = now() - interval '31 days'")
+    rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
+
+
+ARCHIVED = """
+SELECT device_id AS id FROM devices WHERE archived_at IS NOT NULL
+UNION ALL SELECT instance_id FROM browser_instances WHERE archived_at IS NOT NULL
+ORDER BY id
+"""
+REPORTS = {
+    **{
+        table: (path, {**body, "instance_id": "i", TABLES[table]: round(time.time() * 1000)})
+        for table, (path, body) in KINDS.items()
+    },
+    "browser heartbeat": ("/api/browsers/heartbeat", {"instance_id": "i"}),
+    "browser registration": ("/api/browsers/register", {"instance_id": "i", "browser_name": "chrome"}),
+}
+
+
+@pytest.fixture
+def instance(client: Any, device: Agent, headers: Any) -> None:
+    for instance_id in ("i", "other"):
+        body = {"instance_id": instance_id, "device_id": device.device_id, "browser_name": "chrome"}
+        assert client.post("/api/browsers/register", json=body, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("report", REPORTS)
+@pytest.mark.parametrize("before", [True, False], ids=["before it would be archived", "after it was archived"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a batch"])
+def test_whatever_arrives_keeps_a_device_and_its_instance_from_the_archive_or_brings_them_back(
+    command: Any,
+    client: Any,
+    device: Agent,
+    headers: Any,
+    rows: Rows,
+    instance: None,
+    report: str,
+    before: bool,
+    alone: bool,
+) -> None:
+    silence(rows)
+    if not before:
+        assert command("retention", "run").exit_code == 0
+        assert [row["id"] for row in rows(ARCHIVED)] == sorted([device.device_id, "i", "other"])
+    path, body = REPORTS[report]
+    body = {"device_id": device.device_id, **body}
+    if alone:
+        assert client.post(path, json=body, headers=headers).status_code in (200, 201)
+    else:
+        types = {path: type_ for type_, path in BATCH.items()}
+        answer = client.post("/api/batch", json={"items": [{"type": types[path], "body": body}]}, headers=headers)
+        assert answer.json["results"][0]["status"] in (200, 201)
+    assert [row["id"] for row in rows(ARCHIVED)] == ([] if before else ["other"])
+    # What it reports a day later than that is heard of it too.
+    assert command("retention", "run").exit_code == 0
+    assert [row["id"] for row in rows(ARCHIVED)] == ["other"]
+
+
+BATCH = {
+    "prompt": "/api/prompt",
+    "extension_status": "/api/extension/status",
+    "compliance_event": "/api/compliance/event",
+    "browser_heartbeat": "/api/browsers/heartbeat",
+    "browser_register": "/api/browsers/register",
+}
+
+
+def test_an_instance_is_archived_only_when_what_its_device_reports_was_looked_at_for_as_long(
+    command: Any, rows: Rows, instance: None
+) -> None:
+    watched = "SELECT now() - instances_watched_at < interval '1 minute' AS is_new FROM devices"
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": None}]
+    silence(rows)
+    rows("UPDATE devices SET last_heartbeat = now(), instances_watched_at = NULL")
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": True}]
+    rows("UPDATE devices SET instances_watched_at = now() - interval '29 days'")
+    assert command("retention", "run").exit_code == 0
+    assert rows(ARCHIVED) == []
+    rows("UPDATE devices SET instances_watched_at = now() - interval '31 days'")
+    assert command("retention", "run").exit_code == 0
+    assert [row["id"] for row in rows(ARCHIVED)] == ["i", "other"]
+    rows("UPDATE browser_instances SET last_seen = now()")
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": None}]
+
+
+@pytest.mark.parametrize("table", KINDS)
+def test_reports_write_no_row_of_a_device_that_was_heard_of_within_the_hour(
+    client: Any, device: Agent, headers: Any, rows: Rows, instance: None, table: str
+) -> None:
+    versions = "SELECT xmin, ctid FROM devices UNION ALL SELECT xmin, ctid FROM browser_instances"
+    path, body = REPORTS[table]
+    stored = rows(versions)
+    for _ in range(3):
+        assert client.post(path, json={"device_id": device.device_id, **body}, headers=headers).status_code in (
+            200,
+            201,
+        )
+    assert rows(versions) == stored
+    silence(rows)
+    for _ in range(3):
+        assert client.post(path, json={"device_id": device.device_id, **body}, headers=headers).status_code in (
+            200,
+            201,
+        )
+        stored.append(rows(versions))
+    assert stored[-1] == stored[-2] == stored[-3]
 
 
 def test_an_archived_device_that_is_revoked_stays_revoked(

@@ -13,7 +13,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from app import create_app
-from app.commands.review import STATISTICS, wanted
+from app.commands.review import STATISTICS, _statistics, wanted
 from app.db import embedded, migrations, plans
 from app.db.statements import names, statement
 from config.settings import Settings, load
@@ -128,6 +128,13 @@ def with_statistics(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[p
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute("CREATE EXTENSION pg_stat_statements")
             yield connection
+
+
+def test_the_review_has_the_statistics_where_they_are(with_statistics: psycopg.Connection[Any]) -> None:
+    text = "\n".join(_statistics(with_statistics))
+    assert "Here it is not there." not in text
+    assert "| file | role | calls |" in text
+    assert re.search(r"^\| `?\w+/\w+`? \| \w+ \| \d+ ", text, re.MULTILINE)
 
 
 def test_statistics_name_the_files(with_statistics: psycopg.Connection[Any]) -> None:

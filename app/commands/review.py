@@ -244,7 +244,8 @@ def _statistics(connection: Connection) -> Iterator[str]:
     yield "pg_stat_statements, which from PostgreSQL 18 on cuts off what comes before the first word. Where that"
     yield "extension is there, this says to a member of pg_read_all_stats which files take the time:\n"
     yield from _block("sql", STATISTICS.strip() + ";")
-    if not connection.execute("SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'").fetchone():
+    # A row without columns is an empty dict, which is false.
+    if connection.execute("SELECT extname FROM pg_extension WHERE extname = 'pg_stat_statements'").fetchone() is None:
         yield "\nHere it is not there."
         return
     found = connection.execute(STATISTICS).fetchall()

@@ -4,7 +4,8 @@
 -- username   text  name of the profile, or of a folder of its path; or null: any
 --
 -- Returns  a row for each: instance_id
--- Scans    browser_instances: a person's profiles may be anywhere, and the plan is the same for a device's
+-- Index    browser_instances_device_id_idx
+-- Scans    browser_instances: a person's profiles may be on any device
 -- Calls    is_about, is_device_held for each instance: the latter looks holds up by legal_holds_device_id_idx
 -- Load     operators only, before an erasure, and only while there are holds
 SELECT instance_id
