@@ -22,7 +22,7 @@ WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'enrollments'::reg
 -- Joined by is_held(), which runs where the rows are.
 SELECT create_reference_table('legal_holds')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'legal_holds'::regclass);
-SELECT create_distributed_function('is_held(text, bigint)');
+SELECT create_distributed_function('is_held(text, bigint, timestamptz)');
 
 SELECT create_distributed_table('devices', 'device_id')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'devices'::regclass);

@@ -8,18 +8,18 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM watchpost_writer, watchpost_re
 
 GRANT SELECT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat,
-    revoked_at, xmax
+    last_report, instances_watched_at, revoked_at, archived_at, xmax
 ) ON devices TO watchpost_writer;
 GRANT INSERT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat
 ) ON devices TO watchpost_writer;
 GRANT UPDATE (
-    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat, archived_at
+    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat, last_report, archived_at
 ) ON devices TO watchpost_writer;
 
 GRANT SELECT (
     instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
-    extension_version, discovered_at, created_at, last_seen, xmax
+    extension_version, discovered_at, created_at, last_seen, last_report, archived_at, xmax
 ) ON browser_instances TO watchpost_writer;
 GRANT INSERT (
     instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
@@ -27,7 +27,7 @@ GRANT INSERT (
 ) ON browser_instances TO watchpost_writer;
 GRANT UPDATE (
     browser_name, browser_version, profile_name, profile_path, extension_id, extension_version, discovered_at,
-    last_seen, archived_at
+    last_seen, last_report, archived_at
 ) ON browser_instances TO watchpost_writer;
 
 GRANT SELECT (
@@ -64,7 +64,12 @@ ON client_assertions TO watchpost_writer;
 
 -- For the readiness probe.
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
-GRANT EXECUTE ON FUNCTION ensure_partitions(int, bigint) TO watchpost_writer;
+-- For the metrics, and for the partitions of coming months.
+GRANT EXECUTE ON FUNCTION
+event_tables(), event_partitions(), missing_months(int, int), month_start_ms(date), create_month(text, date),
+begin_rebuild(text, date[]), copy_page(text, bigint, bigint, text, uuid, int), finish_rebuild(text, bigint),
+abandon_rebuild(text, bigint)
+TO watchpost_writer;
 
 -- Neither keys nor enrolments nor what operators did.
 GRANT SELECT (

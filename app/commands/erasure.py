@@ -15,17 +15,18 @@ from app.api.text import sanitize
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import NotFound, Words, as_json, command, group, show_one, with_database
-from app.db import Statement, owner, statement
+from app.db import owner, statement
 
 ERASE_DEVICE = statement("erasure/erase_device")
 ERASE_INSTANCES = statement("erasure/erase_instances")
-ERASE_PROMPTS = statement("erasure/erase_prompts")
-ERASE_EVENTS = statement("erasure/erase_events")
-ERASE_STATUSES = statement("erasure/erase_statuses")
+# By event table: what is blanked differs, who is meant does not (the function is_about).
+ERASE = {
+    "prompts": statement("erasure/erase_prompts"),
+    "compliance_events": statement("erasure/erase_events"),
+    "extension_status": statement("erasure/erase_statuses"),
+}
 SELECT_HELD_INSTANCES = statement("erasure/select_held_instances")
-SELECT_HELD_PROMPTS = statement("erasure/select_held_prompts")
-SELECT_HELD_EVENTS = statement("erasure/select_held_events")
-SELECT_HELD_STATUSES = statement("erasure/select_held_statuses")
+COUNT_HELD = statement("erasure/count_held")
 SELECT_DEVICE = statement("devices/select_device")
 SELECT_HOLDS = statement("holds/select_holds")
 
@@ -51,19 +52,19 @@ def user() -> None:
     """People, by the names that extensions report."""
 
 
-def _name(context: click.Context, parameter: click.Parameter, given: str) -> str:
+def _name(context: click.Context, parameter: click.Parameter, name: str) -> str:
     """The name itself; for `-` what standard input says, so that neither a list of processes nor a history shows it."""
-    if given == "-" and sys.stdin.isatty():
-        given = click.prompt("Name", err=True)
-    elif given == "-":
-        given = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
-        if "\n" in given:
+    if name == "-" and sys.stdin.isatty():
+        name = click.prompt("Name", err=True)
+    elif name == "-":
+        name = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
+        if "\n" in name:
             raise click.BadParameter("must be one line")
-    if not given:
+    if not name:
         raise click.BadParameter("must not be empty")
-    if given != sanitize(given):
+    if name != sanitize(name):
         raise click.BadParameter("must be UTF-8, without NUL")
-    return given
+    return name
 
 
 @user.command("erase")
@@ -100,16 +101,12 @@ def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as
             run(INSERT_ENTRY, **blanked)
         return len(instances)
 
-    def events(page: Statement, table: str) -> int:
-        return pages.through(page, table, pages.FIRST_EVENT, f"{table}.erase", target, **whose)
-
     instances = pages.retry_on_lock(things)
     erased = {
-        "prompts": events(ERASE_PROMPTS, "prompts"),
-        "compliance_events": events(ERASE_EVENTS, "compliance_events"),
-        "extension_status": events(ERASE_STATUSES, "extension_status"),
-        "browser_instances": instances,
+        table: pages.through(page, table, pages.FIRST_EVENT, f"{table}.erase", target, **whose)
+        for table, page in ERASE.items()
     }
+    erased["browser_instances"] = instances
     note(f"{kind}.erased", target, **erased)
     show_one(erased, as_json)
 
@@ -122,12 +119,8 @@ def _refuse_held(whose: dict[str, str | None]) -> None:
     # The device's own row has no time: any hold of the device holds it.
     held = sum(hold["device_id"] == whose["device_id"] for hold in holds if hold["device_id"])
     held += len(owner.run(SELECT_HELD_INSTANCES, **whose))
-    for page, table in (
-        (SELECT_HELD_PROMPTS, "prompts"),
-        (SELECT_HELD_EVENTS, "compliance events"),
-        (SELECT_HELD_STATUSES, "extension status"),
-    ):
-        held += pages.through(page, f"holds on {table}", pages.FIRST_EVENT, **whose)
+    for table in ERASE:
+        held += pages.through(COUNT_HELD, f"holds on {table}", pages.FIRST_EVENT, table_name=table, **whose)
     if held:
         names = ", ".join(str(hold["hold_id"]) for hold in holds)
         raise click.ClickException(f"{held} rows are under a legal hold, nothing was erased. In force: {names}")

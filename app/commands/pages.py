@@ -21,7 +21,7 @@ ROWS = 5_000
 # Before every row of a table that is keyed by time, device and id.
 FIRST_EVENT: dict[str, Any] = {"after_ms": -1, "after_device": "", "after_id": uuid.UUID(int=0)}
 FIRST_NAME: dict[str, Any] = {"after": ""}
-# Somebody else has locked a row of the page, or makes a hold: a moment later it may be free.
+# Another transaction has locked a row of the page, or makes a hold: a moment later it may be over.
 MAX_TRIES = 20
 PAUSE_SECONDS = 0.5
 
@@ -32,7 +32,7 @@ def through(
     after: dict[str, Any],
     action: str | None = None,
     target: str | None = None,
-    **given: Any,
+    **parameters: Any,
 ) -> int:
     """Run a statement on page after page until it returns no row. Returns how many rows it has changed.
 
@@ -40,7 +40,7 @@ def through(
     a page has changed is noted in its transaction, and no hold is made while it runs.
     """
     changed, pages = 0, 0
-    while found := _one(page, action, target, {**given, **after, "amount": ROWS}):
+    while found := _run_page(page, action, target, {**parameters, **after, "amount": ROWS}):
         after = {name: found[0][name] for name in after}
         changed += found[0]["changed"]
         pages += 1
@@ -49,13 +49,15 @@ def through(
     return changed
 
 
-def _one(page: Statement, action: str | None, target: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
+def _run_page(
+    page: Statement, action: str | None, target: str | None, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
     if action is None:
-        return owner.run(page, **given)
+        return owner.run(page, **parameters)
 
     def work(run: Any) -> list[dict[str, Any]]:
         run(FREEZE_HOLDS)
-        found: list[dict[str, Any]] = run(page, **given)
+        found: list[dict[str, Any]] = run(page, **parameters)
         if found and found[0]["changed"]:
             run(INSERT_ENTRY, **entry(action, target, rows=found[0]["changed"]))
         return found
@@ -64,7 +66,7 @@ def _one(page: Statement, action: str | None, target: str | None, given: dict[st
 
 
 def retry_on_lock(work: Callable[[Run], T]) -> T:
-    """Do work in one transaction, and again when somebody is in its way. Raises Unavailable when that lasts."""
+    """Do work in one transaction, and again while others hold a lock that it needs. Raises Unavailable in the end."""
     for _ in range(MAX_TRIES - 1):
         try:
             return owner.transact(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from datetime import UTC, datetime
@@ -13,24 +14,20 @@ from flask import current_app
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import as_json, group, show, with_database
-from app.db import DatabaseError, Statement, owner, statement
+from app.db import DatabaseError, Statement, Unavailable, owner, statement
 
+SELECT_TABLES = statement("retention/select_tables")
+COUNT_EXPIRED = statement("retention/count_expired")
+DELETE_EXPIRED = statement("retention/delete_expired")
+WATCH_PARTITION = statement("retention/watch_partition")
+WATCH_INSTANCES = statement("retention/watch_instances")
+UNWATCH_PARTITION = statement("retention/unwatch_partition")
 DROP_PARTITION = statement("retention/drop_partition")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 SELECT_HOLDS = statement("holds/select_holds")
 SELECT_CLOCK = statement("service/select_clock")
 DAY_MS = 86_400_000
 MAX_CLOCK_SKEW_SECONDS = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Events:
-    """A table of evidence: the setting that says how long it is kept, and its statements."""
-
-    table: str
-    setting: str
-    count: Statement
-    delete: Statement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +39,6 @@ class Things:
     archive: Statement
 
 
-EVENTS = (
-    Events("prompts", "prompts_days", statement("retention/count_prompts"), statement("retention/delete_prompts")),
-    Events(
-        "extension_status",
-        "extension_status_days",
-        statement("retention/count_statuses"),
-        statement("retention/delete_statuses"),
-    ),
-    Events(
-        "compliance_events",
-        "compliance_events_days",
-        statement("retention/count_events"),
-        statement("retention/delete_events"),
-    ),
-)
 THINGS = (
     Things("devices", statement("retention/count_devices"), statement("retention/archive_devices")),
     Things("browser_instances", statement("retention/count_instances"), statement("retention/archive_instances")),
@@ -75,75 +57,88 @@ def retention() -> None:
 def run(dry_run: bool, as_json: bool) -> None:
     """Drop expired months, delete the other expired rows, archive what has been silent.
 
-    The days are settings: WATCHPOST_PROMPTS_DAYS and others; 0 keeps for ever. Rows under a legal hold stay. It can be
-    stopped at any time, and does the rest when it is run again.
+    The days are settings: WATCHPOST_PROMPTS_DAYS and others; 0 keeps for ever. A row has expired when both its times
+    are older: the client's, and when it arrived. Rows under a legal hold stay. It can be stopped at any time, and does
+    the rest when it is run again.
     """
     settings = current_app.config["SETTINGS"]
     now_ms = _now_ms()
     done: list[dict[str, Any]] = []
-    left: list[str] = []
-    for events in EVENTS:
-        days = getattr(settings, events.setting)
+    busy: list[str] = []
+    for table in [row["table_name"] for row in owner.run(SELECT_TABLES)]:
+        # Each event table has a setting of its name; without one its rows stay.
+        days = getattr(settings, f"{table}_days", 0)
         if days:
             before_ms = now_ms - days * DAY_MS
-            done.append(_look(events, before_ms) if dry_run else _delete(events, before_ms, left))
+            done.append(_look(table, before_ms) if dry_run else _delete(table, before_ms, busy))
     if settings.archive_days:
+        if not dry_run:
+            pages.through(WATCH_INSTANCES, "devices", pages.FIRST_NAME)
         before_ms = now_ms - settings.archive_days * DAY_MS
         done += [_archive(things, settings.archive_days, before_ms, dry_run) for things in THINGS]
     show(done, ("table", "older_than", "partitions", "rows", "held", "holds"), as_json)
     if not done:
         click.echo("nothing expires: see WATCHPOST_PROMPTS_DAYS and the settings beside it", err=True)
-    if left:
-        raise click.ClickException("in use by long transactions, run this again: " + ", ".join(left))
+    if busy:
+        raise click.ClickException("in use by long transactions, run this again: " + ", ".join(busy))
 
 
-def _look(events: Events, before_ms: int) -> dict[str, Any]:
-    found = _count(events, before_ms)
-    expired = [part["name"] for part in _expired(events, before_ms) if not _holds(part)]
-    rows = found["expired"] - found["held"]
-    return _line(events.table, before_ms, expired, rows, found["held"], _holds({}, before_ms))
+def _look(table: str, before_ms: int) -> dict[str, Any]:
+    found = _count(table, before_ms)
+    outcomes = {
+        part: owner.run(DROP_PARTITION, part=part, expired_before_ms=before_ms, is_dry_run=True)[0]["outcome"]
+        for part in _expired(table, before_ms)
+    }
+    expired = [part for part, outcome in outcomes.items() if outcome == "expired"]
+    return _line(table, before_ms, expired, found["expired"] - found["held"], found["held"], _holds(before_ms))
 
 
-def _delete(events: Events, before_ms: int, left: list[str]) -> dict[str, Any]:
-    note("retention.run", events.table, before_ms=before_ms)
-    dropped, gone = [], 0
-    for part in _expired(events, before_ms):
-        if _holds(part):
-            continue
-        rows = _count(events, _ms(part["ends_at"]) or 0, _ms(part["starts_at"]))["expired"]
-        outcome = _drop(part["name"], before_ms, rows)
+def _delete(table: str, before_ms: int, busy: list[str]) -> dict[str, Any]:
+    note("retention.run", table, before_ms=before_ms)
+    dropped, deleted = [], 0
+    for part in _expired(table, before_ms):
+        outcome, rows = _drop(part, before_ms)
         if outcome == "dropped":
-            gone += rows
-            dropped.append(part["name"])
-            click.echo(f"{part['name']}: dropped, {rows} rows", err=True)
+            deleted += rows
+            dropped.append(part)
+            click.echo(f"{part}: dropped, {rows} rows", err=True)
         elif outcome == "busy":
-            left.append(part["name"])
+            busy.append(part)
     # What is left is in months that have not wholly expired, that are held or in use, and in the default partition.
-    action = f"{events.table}.delete"
-    gone += pages.through(events.delete, events.table, pages.FIRST_EVENT, action, before_ms=before_ms)
-    held = _count(events, before_ms)["held"]
-    note("retention.done", events.table, before_ms=before_ms, rows=gone, partitions=dropped, held=held)
-    return _line(events.table, before_ms, dropped, gone, held, _holds({}, before_ms))
+    parameters: dict[str, Any] = {"table_name": table, "expired_before_ms": before_ms}
+    deleted += pages.through(DELETE_EXPIRED, table, pages.FIRST_EVENT, f"{table}.delete", **parameters)
+    held = _count(table, before_ms)["held"]
+    note("retention.done", table, before_ms=before_ms, rows=deleted, partitions=dropped, held=held)
+    return _line(table, before_ms, dropped, deleted, held, _holds(before_ms))
 
 
-def _count(events: Events, before_ms: int, from_ms: int | None = None) -> dict[str, Any]:
-    return owner.run(events.count, before_ms=before_ms, from_ms=from_ms or 0)[0]
+def _count(table: str, before_ms: int) -> dict[str, Any]:
+    return owner.run(COUNT_EXPIRED, table_name=table, expired_before_ms=before_ms)[0]
 
 
-def _drop(name: str, before_ms: int, rows: int) -> str:
-    """Drop a partition and note it, in one transaction. Returns what the statement says, or `busy`."""
-    noted = entry("partition.drop", name, before_ms=before_ms, rows=rows)
+def _drop(part: str, before_ms: int) -> tuple[str, int]:
+    """Drop a partition and note it, in one transaction. Returns what the statement says, or `busy`, and its rows."""
 
-    def work(run: Any) -> str:
-        outcome = str(run(DROP_PARTITION, part=name, expired_before_ms=before_ms)[0]["outcome"])
-        if outcome == "dropped":
-            run(INSERT_ENTRY, **noted)
-        return outcome
+    def watch(run: pages.Run) -> None:
+        run(WATCH_PARTITION, part=part)
 
+    def drop(run: pages.Run) -> tuple[str, int]:
+        found = run(DROP_PARTITION, part=part, expired_before_ms=before_ms, is_dry_run=False)[0]
+        if found["outcome"] == "dropped":
+            run(INSERT_ENTRY, **entry("partition.drop", part, before_ms=before_ms, rows=found["stored"]))
+        return found["outcome"], found["stored"]
+
+    outcome, rows = "busy", 0
     try:
-        return pages.retry_on_lock(work)
-    except DatabaseError:
-        return "busy"
+        pages.retry_on_lock(watch)
+        outcome, rows = pages.retry_on_lock(drop)
+    except Unavailable:
+        pass
+    if outcome != "dropped":
+        # Whoever is in the way may be so for long. Then the next run does it.
+        with contextlib.suppress(DatabaseError):
+            owner.run(UNWATCH_PARTITION, part=part)
+    return outcome, rows
 
 
 def _archive(things: Things, days: int, before_ms: int, dry_run: bool) -> dict[str, Any]:
@@ -156,23 +151,21 @@ def _archive(things: Things, days: int, before_ms: int, dry_run: bool) -> dict[s
     return _line(things.table, before_ms, [], rows, 0, [])
 
 
-def _expired(events: Events, before_ms: int) -> list[dict[str, Any]]:
+def _expired(table: str, before_ms: int) -> list[str]:
+    """The partitions whose months ended before a time; rows of theirs may have arrived later."""
     return [
-        part
+        part["name"]
         for part in owner.run(SELECT_PARTITIONS)
-        if part["table_name"] == events.table and part["ends_at"] and part["ends_at"].timestamp() * 1000 <= before_ms
+        if part["table_name"] == table and part["ends_at"] and part["ends_at"].timestamp() * 1000 <= before_ms
     ]
 
 
-def _holds(part: dict[str, Any], before_ms: int | None = None) -> list[str]:
-    """The holds in force in a partition's time, or before a time."""
-    starts, ends = _ms(part.get("starts_at")), _ms(part.get("ends_at")) or before_ms
+def _holds(before_ms: int) -> list[str]:
+    """The holds in force that may cover a row which is older than a time."""
     return [
         str(hold["hold_id"])
         for hold in owner.run(SELECT_HOLDS)
-        if hold["released_at"] is None
-        and (hold["from_ms"] is None or ends is None or hold["from_ms"] < ends)
-        and (hold["to_ms"] is None or starts is None or hold["to_ms"] > starts)
+        if hold["released_at"] is None and (hold["from_ms"] is None or hold["from_ms"] < before_ms)
     ]
 
 
@@ -185,10 +178,6 @@ def _now_ms() -> int:
             f"the clocks of this machine and of the database are {apart:.0f} s apart: set them right first"
         )
     return now_ms
-
-
-def _ms(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
 
 
 def _line(table: str, before_ms: int, partitions: list[str], rows: int, held: int, holds: list[str]) -> dict[str, Any]:

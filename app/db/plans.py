@@ -23,7 +23,7 @@ ID = uuid.UUID("00000000-0000-8000-8000-000000000001")
 
 def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
     """A value for each parameter that a statement has. A set has so many rows, each of a device, from this one on."""
-    now = int(time.time() * 1000)
+    now, today = int(time.time() * 1000), datetime.now(UTC).date()
     return {
         "rows": json.dumps([_row(ord, first + ord, now) for ord in range(rows)]),
         "device_id": "device-1",
@@ -37,14 +37,15 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
         "after": "device-1",
         "amount": 100,
         "after_time": datetime.now(UTC) - timedelta(days=1),
-        "before_ms": now - 120 * 86_400_000,
+        "table_name": "prompts",
         "after_ms": now - 150 * 86_400_000,
         "after_device": "device-1",
         "after_id": ID,
         "username": "anna",
         "seconds": 90 * 86_400,
         "part": "prompts_200001",
-        "expired_before_ms": 0,
+        "expired_before_ms": now - 120 * 86_400_000,
+        "is_dry_run": True,
         "audit_id": ID,
         "actor": "anna",
         "action": "device.revoke",
@@ -55,7 +56,10 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
         "to_ms": now + 1,
         "reason": "reason",
         "months_ahead": 3,
-        "most_moved": 1000,
+        "months_back": 1,
+        "month": today + timedelta(days=60),
+        "months": f"{{{today}}}",
+        "rebuild": 0,
     }
 
 

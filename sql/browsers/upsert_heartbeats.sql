@@ -7,7 +7,7 @@
 --          outcome (created | updated | device_revoked | instance_conflict: it belongs to another device |
 --          null: another device in the set claims the same instance and was refused; select_owners tells)
 -- Index    devices_pkey, browser_instances_pkey
--- Locks    the instances' rows, in key order
+-- Locks    the instances' rows, in key order; of devices without a heartbeat for an hour their rows
 -- Load     one call a shared commit, 1 to 1,000 rows; HOT, since no indexed column changes
 WITH given AS (
     SELECT *
@@ -22,9 +22,26 @@ WITH given AS (
 known AS (
     SELECT
         given.*,
-        devices.revoked_at
+        devices.revoked_at,
+        devices.archived_at IS NOT NULL
+        OR greatest(devices.last_heartbeat, devices.last_report) < now() - interval '1 hour' AS is_due
     FROM given
     INNER JOIN devices ON given.device_id = devices.device_id
+),
+
+-- A report is a sign of life: noted once an hour at most, while no heartbeat is. It brings back what was archived.
+heard_devices AS (
+    UPDATE devices
+    SET
+        last_report = now(),
+        archived_at = NULL
+    FROM (
+        SELECT DISTINCT device_id
+        FROM known
+        WHERE is_due AND revoked_at IS NULL
+        ORDER BY device_id
+    ) AS due
+    WHERE devices.device_id = due.device_id
 ),
 
 -- A set may name an instance more than once: of each field the last that was given counts.

@@ -127,6 +127,7 @@ stored AS (
         ips = coalesce(excluded.ips, d.ips),
         os = coalesce(excluded.os, d.os),
         browsers = coalesce(excluded.browsers, d.browsers),
+        last_report = excluded.last_report,
         archived_at = NULL
     WHERE
         d.revoked_at IS NULL

@@ -3,7 +3,8 @@
 -- device_id  text
 --
 -- Returns  no row when there is none, or when a hold is in force on it; else: device_id
--- Index    devices_pkey, legal_holds_device_id_idx
+-- Index    devices_pkey
+-- Calls    is_device_held, once: looks holds up by legal_holds_device_id_idx
 -- Locks    the device's row
 -- Load     operators only
 UPDATE devices
@@ -15,9 +16,5 @@ SET
     browsers = NULL
 WHERE
     device_id = %(device_id)s
-    -- Its row has no time: a hold of this device, of whatever time, holds it.
-    AND NOT EXISTS (
-        SELECT FROM legal_holds
-        WHERE legal_holds.device_id = %(device_id)s AND legal_holds.released_at IS NULL
-    )
+    AND NOT is_device_held(device_id)
 RETURNING device_id;

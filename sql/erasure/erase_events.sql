@@ -11,7 +11,7 @@
 -- Returns  no row at the end of the table, else one: changed (rows blanked), and the last row of the page as
 --          after_ms, after_device, after_id
 -- Index    compliance_events_pkey
--- Calls    is_held for each row that it would blank: looks holds up by legal_holds_device_id_idx
+-- Calls    is_about, is_held for each row of the page: the latter looks holds up by legal_holds_device_id_idx
 -- Locks    the rows that it blanks
 -- Load     operators only, a transaction a page: no index leads to a person's rows, since every write would pay for it
 WITH page AS (
@@ -39,25 +39,8 @@ erased AS (
         AND compliance_events.device_id = page.device_id
         AND compliance_events.event_id = page.event_id
         AND compliance_events.erased_at IS NULL
-        AND (
-            %(device_id)s::text IS NULL
-            OR compliance_events.device_id = %(device_id)s
-            -- It claimed another device's key: that device's event has its host name.
-            OR (
-                compliance_events.event_type = 'registration_conflict'
-                AND compliance_events.details @> jsonb_build_object('device_id', %(device_id)s::text)
-            )
-        )
-        AND (
-            %(username)s::text IS NULL
-            -- The name itself, or something in it.
-            OR jsonb_path_exists(
-                jsonb_build_array(compliance_events.user_context, compliance_events.details),
-                '$.** ? (@ == $name)',
-                jsonb_build_object('name', %(username)s::text)
-            )
-        )
-        AND NOT is_held(compliance_events.device_id, compliance_events.detected_at)
+        AND is_about(compliance_events, %(device_id)s::text, %(username)s::text)
+        AND NOT is_held(compliance_events.device_id, compliance_events.detected_at, compliance_events.created_at)
     RETURNING 1
 )
 

@@ -11,7 +11,7 @@
 -- Returns  no row at the end of the table, else one: changed (rows blanked), and the last row of the page as
 --          after_ms, after_device, after_id
 -- Index    prompts_pkey
--- Calls    is_held for each row that it would blank: looks holds up by legal_holds_device_id_idx
+-- Calls    is_about, is_held for each row of the page: the latter looks holds up by legal_holds_device_id_idx
 -- Locks    the rows that it blanks
 -- Load     operators only, a transaction a page: no index leads to a person's rows, since every write would pay for it
 WITH page AS (
@@ -44,17 +44,8 @@ erased AS (
         AND prompts.device_id = page.device_id
         AND prompts.prompt_id = page.prompt_id
         AND prompts.erased_at IS NULL
-        AND (%(device_id)s::text IS NULL OR prompts.device_id = %(device_id)s)
-        AND (
-            %(username)s::text IS NULL
-            OR prompts.username = %(username)s
-            OR prompts.profile_name = %(username)s
-            -- The name itself, or something in it.
-            OR jsonb_path_exists(
-                prompts.metadata, '$.** ? (@ == $name)', jsonb_build_object('name', %(username)s::text)
-            )
-        )
-        AND NOT is_held(prompts.device_id, prompts."timestamp")
+        AND is_about(prompts, %(device_id)s::text, %(username)s::text)
+        AND NOT is_held(prompts.device_id, prompts."timestamp", prompts.created_at)
     RETURNING 1
 )
 

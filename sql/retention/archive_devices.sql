@@ -1,12 +1,13 @@
--- Archive devices that were not heard of for long, a page of the table at a time. A repeat finds nothing to archive.
+-- Archive devices of which nothing arrived for long, a page of the table at a time. A repeat finds nothing to archive.
 --
 -- after      text    the last device_id of the page before; empty for the first page
--- seconds    bigint  not heard of for so long
+-- seconds    bigint  nothing of it arrived for so long
 -- amount     integer rows a page
 --
 -- Returns  no row at the end of the table, else one: changed (rows archived), and the last device_id of the page as
 --          after
 -- Index    devices_pkey
+-- Calls    is_silent for each row of the page: looks its instances up by browser_instances_device_id_idx
 -- Locks    the rows that it archives
 -- Load     operators only, a transaction a page
 WITH page AS (
@@ -23,8 +24,7 @@ archived AS (
     FROM page
     WHERE
         devices.device_id = page.device_id
-        AND devices.archived_at IS NULL
-        AND greatest(devices.last_heartbeat, devices.registered_at) < now() - %(seconds)s * interval '1 second'
+        AND is_silent(devices, %(seconds)s)
     RETURNING 1
 )
 

@@ -1,12 +1,14 @@
--- Archive instances that were not heard of for long, a page of the table at a time. A repeat finds nothing to archive.
+-- Archive instances of which nothing arrived for long, a page of the table at a time. A repeat finds nothing to
+-- archive.
 --
 -- after      text    the last instance_id of the page before; empty for the first page
--- seconds    bigint  not heard of for so long
+-- seconds    bigint  nothing of it arrived for so long
 -- amount     integer rows a page
 --
 -- Returns  no row at the end of the table, else one: changed (rows archived), and the last instance_id of the page as
 --          after
 -- Index    browser_instances_pkey
+-- Calls    is_silent for each row of the page: looks at the row alone, at no other
 -- Locks    the rows that it archives
 -- Load     operators only, a transaction a page
 WITH page AS (
@@ -23,9 +25,7 @@ archived AS (
     FROM page
     WHERE
         browser_instances.instance_id = page.instance_id
-        AND browser_instances.archived_at IS NULL
-        AND greatest(browser_instances.last_seen, browser_instances.created_at)
-        < now() - %(seconds)s * interval '1 second'
+        AND is_silent(browser_instances, %(seconds)s)
     RETURNING 1
 )
 

@@ -1,12 +1,11 @@
--- Count devices that were not heard of for long and are not archived yet.
+-- Count devices of which nothing arrived for long and are not archived yet.
 --
--- seconds  bigint  not heard of for so long
+-- seconds  bigint  nothing of it arrived for so long
 --
 -- Returns  one row: expired
 -- Scans    devices: no index leads to them, since a heartbeat must not touch one
+-- Calls    is_silent for each row: looks its instances up by browser_instances_device_id_idx
 -- Load     operators only
 SELECT count(*) AS expired
 FROM devices
-WHERE
-    archived_at IS NULL
-    AND greatest(last_heartbeat, registered_at) < now() - %(seconds)s * interval '1 second';
+WHERE is_silent(devices, %(seconds)s);

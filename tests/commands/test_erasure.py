@@ -195,6 +195,13 @@ def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, 
     assert everywhere(rows, "WORD") == ["devices"]
 
 
+def test_every_event_table_has_a_statement_that_erases_and_a_function_that_says_who_is_meant(rows: Rows) -> None:
+    tables = {row["table_name"] for row in rows("SELECT table_name FROM event_tables()")}
+    assert set(erasure.ERASE) == tables
+    meant = rows("SELECT proargtypes[0]::regtype::text AS of FROM pg_proc WHERE proname = 'is_about'")
+    assert {row["of"] for row in meant} == {*tables, "browser_instances"}
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
 def test_a_name_may_come_from_standard_input(named: Agent, app: Any, rows: Rows, ending: str) -> None:
     """Where no list of processes shows it."""
@@ -315,13 +322,11 @@ def test_a_hold_of_another_time_is_in_nobodys_way(reported: Any, command: Any) -
 
 def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: Any, rows: Rows, app: Any) -> None:
     """The statements look for holds themselves, whatever the command saw before."""
-    from app.commands.erasure import ERASE_PROMPTS
-
     one, _, _ = reported
     rows("INSERT INTO legal_holds (hold_id, device_id, reason) VALUES (gen_random_uuid(), %s, 'r')", one.device_id)
     with app.app_context():
         whose = {"device_id": one.device_id, "username": None}
-        assert pages.through(ERASE_PROMPTS, "prompts", pages.FIRST_EVENT, **whose) == 0
+        assert pages.through(erasure.ERASE["prompts"], "prompts", pages.FIRST_EVENT, **whose) == 0
         app.extensions["owner"].close()
 
 

@@ -27,7 +27,7 @@ from tests.support.service import ROOT, wait_for
 
 commands = importlib.import_module("app.commands.retention")
 Rows = Callable[..., list[dict[str, Any]]]
-TABLES = {"prompts": "timestamp", "extension_status": "reported_at", "compliance_events": "detected_at"}
+TABLES = {"compliance_events": "detected_at", "extension_status": "reported_at", "prompts": "timestamp"}
 DAY_MS = 86_400_000
 
 
@@ -71,17 +71,18 @@ def filled(rows: Rows) -> list[str]:
     now = int(time.time() * 1000)
     times = f"FROM generate_series({now - 365 * DAY_MS}, {now}, {DAY_MS}) AS at"
     device = f"'device-' || (at / {DAY_MS}) % 2"
+    arrival = "to_timestamp(at / 1000.0)"
     rows(f"""
-        INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt)
-        SELECT at, {device}, gen_random_uuid(), 'i', 's', 'u', 'p' {times}
+        INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt, created_at)
+        SELECT at, {device}, gen_random_uuid(), 'i', 's', 'u', 'p', {arrival} {times}
     """)
     rows(f"""
-        INSERT INTO extension_status (reported_at, device_id, status_id, instance_id, status)
-        SELECT at, {device}, gen_random_uuid(), 'i', 'enabled' {times}
+        INSERT INTO extension_status (reported_at, device_id, status_id, instance_id, status, created_at)
+        SELECT at, {device}, gen_random_uuid(), 'i', 'enabled', {arrival} {times}
     """)
     rows(f"""
-        INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity)
-        SELECT at, {device}, gen_random_uuid(), 'e', 'low' {times}
+        INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity, created_at)
+        SELECT at, {device}, gen_random_uuid(), 'e', 'low', {arrival} {times}
     """)
     return made
 
@@ -150,9 +151,9 @@ def test_what_is_held_stays_and_is_named(filled: list[str], command: Any, rows: 
     )
     expected = rows(held)[0]["n"]
     assert expected > 100
-    looked = json.loads(command("retention", "run", "--dry-run", "--json").stdout)[0]
-    done = json.loads(command("retention", "run", "--json").stdout)[0]
-    for line in (looked, done):
+    looked = json.loads(command("retention", "run", "--dry-run", "--json").stdout)
+    done = json.loads(command("retention", "run", "--json").stdout)
+    for line in (line for lines in (looked, done) for line in lines if line["table"] == "prompts"):
         assert line["held"] == expected
         assert by_device in line["holds"]
         assert by_time in line["holds"]
@@ -255,7 +256,7 @@ def test_a_run_that_is_stopped_is_finished_by_the_next(
     with pytest.raises(Stopped):
         command("retention", "run")
     monkeypatch.setattr(commands.click, "echo", real)
-    assert left(rows, "compliance_events")[0] > 0
+    assert left(rows, "prompts")[0] > 0
     assert command("retention", "run").exit_code == 0
     for table in TABLES:
         assert left(rows, table)[0] == 0
@@ -319,8 +320,8 @@ def test_a_run_that_is_killed_has_noted_what_it_did_and_the_next_does_the_rest(
             cwd=ROOT,
         )
         try:
-            # Statuses come after prompts; of theirs the oldest are gone already, and the locked one's page is not.
-            wait_for(lambda: left(rows, "prompts")[0] == 0 and left(rows, "extension_status")[1] < 366)
+            # Statuses come after events; of theirs the oldest are deleted already, and the locked one's page is not.
+            wait_for(lambda: left(rows, "compliance_events")[0] == 0 and left(rows, "extension_status")[1] < 366)
             wait_for(lambda: rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")[0]["n"] > 0)
         finally:
             run.kill()
@@ -367,7 +368,8 @@ def test_a_hold_that_is_made_while_a_page_is_deleted_keeps_all_that_is_left(
         result = run.result(30)
     assert result.exit_code == 0, result.output
     assert stored(rows) == held_since[0]
-    assert left(rows, "prompts")[0] == json.loads(result.stdout)[0]["held"] > 0
+    told = {line["table"]: line["held"] for line in json.loads(result.stdout)}
+    assert left(rows, "prompts")[0] == told["prompts"] > 0
 
 
 def test_nothing_is_deleted_by_a_clock_that_is_wrong(
@@ -385,6 +387,165 @@ def test_nothing_is_deleted_by_a_clock_that_is_wrong(
     assert rows("SELECT * FROM audit_log") == []
 
 
+KINDS = {
+    "prompts": ("/api/prompt", {"instance_id": "i", "site": "s", "url": "u", "prompt": "p"}),
+    "extension_status": ("/api/extension/status", {"instance_id": "i", "status": "enabled"}),
+    "compliance_events": ("/api/compliance/event", {"event_type": "e", "severity": "low"}),
+}
+LONG_AGO = 1_577_880_000_000  # in 2020
+OLDER = "UPDATE {} SET created_at = now() - %s * interval '1 day'"
+
+
+@pytest.fixture
+def reported_with_a_wrong_clock(client: Any, device: Agent, headers: Any) -> None:
+    """A row in each event table that arrives now, by a laptop whose clock is years behind."""
+    for table, (path, body) in KINDS.items():
+        body = {"device_id": device.device_id, TABLES[table]: LONG_AGO, **body}
+        assert client.post(path, json=body, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("made_by_month", [False, True], ids=["in the default partition", "in a month of its own"])
+def test_a_wrong_client_clock_expires_nothing_before_90_days_after_arrival(
+    reported_with_a_wrong_clock: None, command: Any, rows: Rows, made_by_month: bool
+) -> None:
+    if made_by_month:
+        for table in TABLES:
+            own_month(rows, table)
+    for days, kept in ((0, 1), (89, 1), (91, 0)):
+        for table in TABLES:
+            rows(OLDER.format(table), days)
+        told = {line["table"]: line for line in json.loads(command("retention", "run", "--dry-run", "--json").stdout)}
+        result = command("retention", "run", "--json")
+        assert result.exit_code == 0, result.output
+        done = {line["table"]: line for line in json.loads(result.stdout)}
+        for table in TABLES:
+            assert left(rows, table)[1] == kept, (table, days)
+            assert told[table]["rows"] == done[table]["rows"] == 1 - kept
+            assert told[table]["partitions"] == done[table]["partitions"]
+            assert bool(done[table]["partitions"]) == (made_by_month and not kept)
+
+
+def own_month(rows: Rows, table: str) -> None:
+    """Have the row of 2020 in a partition of its month."""
+    rows(f"ALTER TABLE {table} DETACH PARTITION {table}_default")
+    rows(f"ALTER TABLE {table}_default RENAME TO {table}_202001")
+    rows(f"ALTER INDEX {table}_default_pkey RENAME TO {table}_202001_pkey")
+    rows(f"ALTER TABLE {table} ATTACH PARTITION {table}_202001 FOR VALUES FROM (1577836800000) TO (1580515200000)")
+    rows(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
+
+
+@pytest.mark.parametrize("made_by_month", [False, True], ids=["in the default partition", "in a month of its own"])
+@pytest.mark.parametrize(
+    "span", [("--from", "{day_of_arrival}"), ("--from", "2020-01-01", "--to", "2020-02-01")], ids=["arrival", "client"]
+)
+def test_a_hold_covers_a_row_by_either_of_its_times(
+    reported_with_a_wrong_clock: None, command: Any, rows: Rows, span: tuple[str, ...], made_by_month: bool
+) -> None:
+    if made_by_month:
+        for table in TABLES:
+            own_month(rows, table)
+    for table in TABLES:
+        rows(OLDER.format(table), 200)
+    day = (datetime.now(UTC) - timedelta(days=201)).strftime("%Y-%m-%d")
+    hold = command("hold", "create", *(part.format(day_of_arrival=day) for part in span), "--reason", "r").stdout
+    result = command("retention", "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert {line["table"]: line["held"] for line in json.loads(result.stdout) if line["table"] in TABLES} == (
+        dict.fromkeys(TABLES, 1)
+    )
+    assert {table: left(rows, table)[1] for table in TABLES} == dict.fromkeys(TABLES, 1)
+    refused = command("device", "erase", rows("SELECT device_id FROM devices")[0]["device_id"], "--reason", "r")
+    assert refused.exit_code == 1
+    assert "3 rows are under a legal hold" in refused.stderr
+    command("hold", "release", hold.strip())
+    assert command("retention", "run").exit_code == 0
+    assert {table: left(rows, table)[1] for table in TABLES} == dict.fromkeys(TABLES, 0)
+
+
+def test_a_row_that_arrives_in_an_expired_month_while_it_is_dropped_is_kept(
+    filled: list[str], command: Any, client: Any, device: Agent, headers: Any, rows: Rows, monkeypatch: Any
+) -> None:
+    """It comes after the month was read and before it is dropped, on another connection."""
+    _, first, _ = month(7)
+    body = {"device_id": device.device_id, "timestamp": first, **KINDS["prompts"][1]}
+    sent: list[int] = []
+    real = commands.pages.retry_on_lock
+
+    def late(work: Any) -> Any:
+        if work.__name__ == "drop" and not sent:
+            sent.append(client.post("/api/prompt", json=body, headers=headers).status_code)
+        return real(work)
+
+    rows("DELETE FROM legal_holds")
+    # Retention looks at one month alone, and has read it when the row comes.
+    label = month(7)[0]
+    monkeypatch.setattr(commands, "_expired", lambda table, _: [f"prompts_{label}"] if table == "prompts" else [])
+    with monkeypatch.context() as stopped:
+        stopped.setattr(commands.pages, "retry_on_lock", late)
+        result = command("retention", "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert sent == [201]
+    assert f"prompts_{label}" in partitions(rows)
+    assert rows('SELECT count(*) AS n FROM prompts WHERE "timestamp" = %s AND prompt = %s', first, "p") == [{"n": 1}]
+    assert rows("SELECT relname FROM pg_class WHERE relname LIKE 'arrived%%'") == []
+    assert rows("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
+
+
+def test_a_row_that_arrives_after_the_month_was_read_keeps_it(filled: list[str], database_url: str, rows: Rows) -> None:
+    """The month is read, then a row comes, then its table is locked: drop_partition looks at what was noted."""
+    part, first = f"prompts_{month(7)[0]}", month(7)[1]
+    before_ms = int(time.time() * 1000) - 90 * DAY_MS
+    drop = "SELECT outcome FROM drop_partition(%s, %s, FALSE)"
+    late = (
+        'INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt) '
+        "VALUES (%s, 'late', gen_random_uuid(), 'i', 's', 'u', 'p')"
+    )
+    rows("SELECT watch_partition(%s)", part)
+    with psycopg.connect(database_url) as writer, psycopg.connect(database_url) as reader:
+        # Locked by a writer whose row nobody sees yet: the month is read without it, and the lock waited for.
+        writer.execute(late, [first])
+        with ThreadPoolExecutor(1) as pool:
+            reader.execute("SET lock_timeout = 0")
+            dropping = pool.submit(lambda: reader.execute(drop, [part, before_ms]).fetchall())
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                dropping.result(30)
+            reader.rollback()
+        writer.commit()
+    assert rows(drop, part, before_ms) == [{"outcome": "arrived_later"}]
+    rows("SELECT unwatch_partition(%s)", part)
+    rows("SELECT watch_partition(%s)", part)
+    rows("UPDATE prompts SET created_at = now() - interval '200 days' WHERE device_id = 'late'")
+    # What was noted since it is watched counts too: a change is as good as an arrival.
+    assert rows(drop, part, before_ms) == [{"outcome": "arrived_later"}]
+    rows("SELECT watch_partition(%s)", part)
+    assert rows(drop, part, before_ms) == [{"outcome": "dropped"}]
+    assert part not in partitions(rows)
+
+
+def test_an_event_table_that_is_new_needs_no_change_of_retention_or_partitions(
+    command: Any, app: Any, rows: Rows, settings: Settings
+) -> None:
+    """Whatever is partitioned by a time in milliseconds, with the key (time, device_id, id)."""
+    rows("""
+        CREATE TABLE visits (
+            seen_at bigint, device_id text, visit_id uuid, created_at timestamptz NOT NULL DEFAULT now(),
+            PRIMARY KEY (seen_at, device_id, visit_id)
+        ) PARTITION BY RANGE (seen_at)
+    """)
+    rows("CREATE TABLE visits_default PARTITION OF visits DEFAULT")
+    for table in ("visits", "visits_default"):
+        rows(f"ALTER TABLE {table} OWNER TO watchpost_owner")
+    insert = "INSERT INTO visits SELECT %s, 'd', gen_random_uuid(), to_timestamp(%s / 1000.0)"
+    now = int(time.time() * 1000)
+    for at in (now, now - 100 * DAY_MS):
+        rows(insert, at, at)
+    app.config["SETTINGS"] = type("More", (), {**settings.__dict__, "visits_days": 90})()
+    result = command("retention", "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert {line["table"]: line["rows"] for line in json.loads(result.stdout)}["visits"] == 1
+    assert rows("SELECT seen_at FROM visits") == [{"seen_at": now}]
+
+
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Niue"])
 def test_months_begin_in_utc_wherever_the_database_is(
     filled: list[str], command: Any, rows: Rows, database_url: str, zone: str
@@ -400,8 +561,9 @@ def test_months_begin_in_utc_wherever_the_database_is(
     label, first, following = month(7)
     for at in (first - 1, first, following - 1, following):
         rows(
-            'INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt) '
-            "VALUES (%s, 'edge', gen_random_uuid(), 'i', 's', 'u', 'p')",
+            'INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt, created_at) '
+            "VALUES (%s, 'edge', gen_random_uuid(), 'i', 's', 'u', 'p', to_timestamp(%s / 1000.0))",
+            at,
             at,
         )
     dates = [datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in (first, following)]
@@ -425,8 +587,7 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
 ) -> None:
     instance = {"instance_id": "i", "browser_name": "chrome"}
     assert client.post("/api/browsers/register", json={**instance, "device_id": device.device_id}, headers=headers)
-    rows("UPDATE devices SET registered_at = now() - interval '31 days'")
-    rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
+    silence(rows)
     rows(
         "INSERT INTO devices (device_id, last_heartbeat) SELECT 'recent-' || n, now() FROM generate_series(1, 90) AS n"
     )
@@ -444,6 +605,121 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
     assert heartbeat.status_code == 200
     assert rows(archived) == []
     assert rows("SELECT instance_id FROM browser_instances WHERE archived_at IS NOT NULL") == []
+
+
+def silence(rows: Rows) -> None:
+    """Have been heard of for the last time 31 days ago."""
+    rows("UPDATE devices SET registered_at = now(), last_report = now() - interval '31 days'")
+    rows("UPDATE devices SET instances_watched_at = now() - interval '30 days'")
+    rows("UPDATE browser_instances SET last_seen = NULL, last_report = now() - interval '31 days'")
+    rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
+
+
+ARCHIVED = """
+SELECT device_id AS id FROM devices WHERE archived_at IS NOT NULL
+UNION ALL SELECT instance_id FROM browser_instances WHERE archived_at IS NOT NULL
+ORDER BY id
+"""
+REPORTS = {
+    **{
+        table: (path, {**body, "instance_id": "i", TABLES[table]: round(time.time() * 1000)})
+        for table, (path, body) in KINDS.items()
+    },
+    "browser heartbeat": ("/api/browsers/heartbeat", {"instance_id": "i"}),
+    "browser registration": ("/api/browsers/register", {"instance_id": "i", "browser_name": "chrome"}),
+}
+
+
+@pytest.fixture
+def instance(client: Any, device: Agent, headers: Any) -> None:
+    for instance_id in ("i", "other"):
+        body = {"instance_id": instance_id, "device_id": device.device_id, "browser_name": "chrome"}
+        assert client.post("/api/browsers/register", json=body, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("report", REPORTS)
+@pytest.mark.parametrize("before", [True, False], ids=["before it would be archived", "after it was archived"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a batch"])
+def test_whatever_arrives_keeps_a_device_and_its_instance_from_the_archive_or_brings_them_back(
+    command: Any,
+    client: Any,
+    device: Agent,
+    headers: Any,
+    rows: Rows,
+    instance: None,
+    report: str,
+    before: bool,
+    alone: bool,
+) -> None:
+    silence(rows)
+    if not before:
+        assert command("retention", "run").exit_code == 0
+        assert [row["id"] for row in rows(ARCHIVED)] == sorted([device.device_id, "i", "other"])
+    path, body = REPORTS[report]
+    body = {"device_id": device.device_id, **body}
+    if alone:
+        assert client.post(path, json=body, headers=headers).status_code in (200, 201)
+    else:
+        types = {path: type_ for type_, path in BATCH.items()}
+        answer = client.post("/api/batch", json={"items": [{"type": types[path], "body": body}]}, headers=headers)
+        assert answer.json["results"][0]["status"] in (200, 201)
+    assert [row["id"] for row in rows(ARCHIVED)] == ([] if before else ["other"])
+    # What it reports a day later than that is heard of it too.
+    assert command("retention", "run").exit_code == 0
+    assert [row["id"] for row in rows(ARCHIVED)] == ["other"]
+
+
+BATCH = {
+    "prompt": "/api/prompt",
+    "extension_status": "/api/extension/status",
+    "compliance_event": "/api/compliance/event",
+    "browser_heartbeat": "/api/browsers/heartbeat",
+    "browser_register": "/api/browsers/register",
+}
+
+
+def test_an_instance_is_archived_only_when_what_its_device_reports_was_looked_at_for_as_long(
+    command: Any, rows: Rows, instance: None
+) -> None:
+    watched = "SELECT now() - instances_watched_at < interval '1 minute' AS is_new FROM devices"
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": None}]
+    silence(rows)
+    rows("UPDATE devices SET last_heartbeat = now(), instances_watched_at = NULL")
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": True}]
+    rows("UPDATE devices SET instances_watched_at = now() - interval '29 days'")
+    assert command("retention", "run").exit_code == 0
+    assert rows(ARCHIVED) == []
+    rows("UPDATE devices SET instances_watched_at = now() - interval '31 days'")
+    assert command("retention", "run").exit_code == 0
+    assert [row["id"] for row in rows(ARCHIVED)] == ["i", "other"]
+    rows("UPDATE browser_instances SET last_seen = now()")
+    assert command("retention", "run").exit_code == 0
+    assert rows(watched) == [{"is_new": None}]
+
+
+@pytest.mark.parametrize("table", KINDS)
+def test_reports_write_no_row_of_a_device_that_was_heard_of_within_the_hour(
+    client: Any, device: Agent, headers: Any, rows: Rows, instance: None, table: str
+) -> None:
+    versions = "SELECT xmin, ctid FROM devices UNION ALL SELECT xmin, ctid FROM browser_instances"
+    path, body = REPORTS[table]
+    stored = rows(versions)
+    for _ in range(3):
+        assert client.post(path, json={"device_id": device.device_id, **body}, headers=headers).status_code in (
+            200,
+            201,
+        )
+    assert rows(versions) == stored
+    silence(rows)
+    for _ in range(3):
+        assert client.post(path, json={"device_id": device.device_id, **body}, headers=headers).status_code in (
+            200,
+            201,
+        )
+        stored.append(rows(versions))
+    assert stored[-1] == stored[-2] == stored[-3]
 
 
 def test_an_archived_device_that_is_revoked_stays_revoked(

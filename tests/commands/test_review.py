@@ -91,7 +91,7 @@ def test_who_may_run_a_statement_is_asked_of_the_database(settings: Settings, da
     assert set(may) == set(names())
     assert may["devices/select_device"] == {"owner", "reader"}
     assert may["prompts/insert_prompts"] == {"owner", "writer"}
-    assert may["partitions/ensure_partitions"] == {"owner", "writer"}
+    assert may["partitions/create_month"] == {"owner", "writer"}
     assert may["retention/drop_partition"] == may["erasure/erase_prompts"] == may["auth/insert_enrollment"] == {"owner"}
     assert may["devices/select_key"] == {"owner", "writer"}
 
@@ -131,6 +131,13 @@ def with_statistics(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[p
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
             connection.execute("CREATE EXTENSION pg_stat_statements")
             yield connection
+
+
+def test_the_review_has_the_statistics_where_they_are(with_statistics: psycopg.Connection[Any]) -> None:
+    text = "\n".join(review_server.statistics(with_statistics))
+    assert "Here it is not there." not in text
+    assert "| file | role | calls |" in text
+    assert re.search(r"^\| `?\w+/\w+`? \| \w+ \| \d+ ", text, re.MULTILINE)
 
 
 def test_statistics_name_the_files(with_statistics: psycopg.Connection[Any]) -> None:

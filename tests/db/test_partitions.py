@@ -222,7 +222,7 @@ def test_batches_of_all_kinds_wait_for_their_partitions_and_never_deadlock(
                 before = len(sent)
                 wait_for(lambda before=before: len(sent) > before + 5)  # type: ignore[misc]
                 made = partitions.ensure(database_url)
-                assert [each["name"] for each in made] == [name(kind) for _, kind in TYPES]
+                assert [each["name"] for each in made] == sorted(name(kind) for _, kind in TYPES)
                 assert all(each["moved"] > 0 for each in made)
         finally:
             over.set()
@@ -233,32 +233,170 @@ def test_batches_of_all_kinds_wait_for_their_partitions_and_never_deadlock(
 
 def test_ensuring_twice_makes_nothing_the_second_time(rows: Rows, ensure: Any) -> None:
     rows(f"DROP TABLE {name(PROMPT, 1)}, {name(EVENT, 3)}")
-    assert ensure() == [name(PROMPT, 1), name(EVENT, 3)]
+    assert ensure() == [name(EVENT, 3), name(PROMPT, 1)]
     assert ensure() == []
-    assert ensure("--months-ahead", "4") == [name(PROMPT, 4), name(STATUS, 4), name(EVENT, 4)]
+    assert ensure("--months-ahead", "4") == [name(EVENT, 4), name(STATUS, 4), name(PROMPT, 4)]
 
 
 def test_ten_that_ensure_at_once_make_each_partition_once(rows: Rows, database_url: str) -> None:
-    missing = [name(kind, ahead) for kind in (PROMPT, STATUS, EVENT) for ahead in (0, 2)]
+    missing = [name(kind, ahead) for kind in (EVENT, STATUS, PROMPT) for ahead in (0, 2)]
     rows(f"DROP TABLE {', '.join(missing)}")
     made = at_once([lambda: partitions.ensure(database_url)] * 10)
-    assert sorted(month["name"] for each in made for month in each) == sorted(missing)
-    assert {month["outcome"] for each in made for month in each} == {"created"}
+    created = [month["name"] for each in made for month in each if month["outcome"] == "created"]
+    assert sorted(created) == sorted(missing)
+    assert {month["outcome"] for each in made for month in each} <= {"created", "superseded"}
+    assert rows(LEFTOVERS) == []
 
 
-def test_more_strays_than_may_move_stay_until_they_are_asked_to(
-    app: Any, client: FlaskClient, device: Agent, headers: Any, rows: Rows, where: Any, ensure: Any
+@KINDS
+def test_past_months_are_made_when_they_are_asked_for_and_the_default_partition_empties(
+    client: FlaskClient, device: Agent, headers: Any, rows: Rows, where: Any, ensure: Any, kind: Kind
 ) -> None:
-    rows(f"DROP TABLE {name(PROMPT)}, {name(PROMPT, 1)}")
-    for _ in range(3):
-        body = PROMPT.body(device, int(time.time() * 1000))
+    times = [*(ms(month(ago)) for ago in (-16, -14, -13, -3, -2)), ms(month(-1)) - 1]
+    bodies = [kind.body(device, at) for at in times]
+    for body in bodies:
+        assert client.post(kind.path, json=body, headers=headers).status_code == 201
+    stored = rows(f"SELECT * FROM {kind.table} ORDER BY 1")
+    assert where(kind) == {f"{kind.table}_default": times}
+    made = ensure("--months-back", "13")
+    assert [part for part in made if part.startswith(kind.table)] == [name(kind, ago) for ago in range(-13, -1)]
+    assert where(kind) == {
+        f"{kind.table}_default": times[:2],
+        name(kind, -13): times[2:3],
+        name(kind, -3): times[3:4],
+        name(kind, -2): times[4:],
+    }
+    assert rows(f"SELECT * FROM {kind.table} ORDER BY 1") == stored
+    assert {client.post(kind.path, json=body, headers=headers).status_code for body in bodies} == {200}
+    others = [{**body, **kind.other} for body in bodies]
+    assert {client.post(kind.path, json=body, headers=headers).status_code for body in others} == {409}
+    assert ensure("--months-back", "13") == []
+    assert len(ensure("--months-back", "16")) == 9
+    assert f"{kind.table}_default" not in where(kind)
+    assert rows(f"SELECT * FROM {kind.table} ORDER BY 1") == stored
+
+
+LEFTOVERS = """
+SELECT relname FROM pg_class WHERE relname LIKE 'rebuilt%%'
+UNION ALL SELECT conname FROM pg_constraint WHERE conname = 'bound' OR conname LIKE 'outside%%'
+UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal
+"""
+
+
+def columns_indexes_and_constraints(rows: Rows, table: str) -> list[dict[str, Any]]:
+    return rows(
+        """
+        SELECT attname::text AS what, attnotnull::text AS more FROM pg_attribute
+        WHERE attrelid = %s::text::regclass AND attnum > 0 AND NOT attisdropped
+        UNION ALL SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s
+        UNION ALL SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::text::regclass
+        UNION ALL SELECT 'owner', pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s::text::regclass
+        UNION ALL SELECT 'comment', obj_description(%s::text::regclass, 'pg_class')
+        UNION ALL SELECT 'partition', inhparent::regclass::text FROM pg_inherits WHERE inhrelid = %s::text::regclass
+        ORDER BY 1, 2
+        """,
+        *[table] * 6,
+    )
+
+
+@KINDS
+def test_a_rebuilt_partition_is_what_it_would_have_been(rows: Rows, ensure: Any, kind: Kind) -> None:
+    parts = [f"{kind.table}_default", name(kind)]
+    before = [columns_indexes_and_constraints(rows, part) for part in parts]
+    rows(f"DROP TABLE {name(kind)}")
+    assert ensure() == [name(kind)]
+    assert [columns_indexes_and_constraints(rows, part) for part in parts] == before
+    assert rows(LEFTOVERS) == []
+
+
+def test_nothing_is_read_while_writers_wait(database_url: str, rows: Rows) -> None:
+    """PostgreSQL says of each attached partition that a constraint told what a scan would have."""
+    rows(f"DROP TABLE {name(PROMPT)}, {name(PROMPT, 2)}")
+    rows(MANY, ms(month(-3)), "x" * 200, 20_000)
+    said: list[str] = []
+    with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+        connection.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
+        connection.execute("SET client_min_messages = debug1")
+        # The functions set it to less than the session.
+        for function in ("create_month(text, date)", "finish_rebuild(text, bigint)"):
+            connection.execute(f"ALTER FUNCTION {function} SET client_min_messages = debug1")
+        run = partitions._runner(connection)
+        made = list(partitions._ensure_table(run, "prompts", run(partitions.SELECT_MISSING_MONTHS, **MONTHS)))
+    assert sorted(month["name"] for month in made) == [name(PROMPT), name(PROMPT, 2)]
+    implied = [message for message in said if "is implied by existing constraints" in message]
+    read = [message for message in said if message.startswith("verifying table")]
+    # What the coming month leaves to the default; the new default, the rebuilt month, what that leaves to the default.
+    assert len(implied) == 4
+    # To validate a constraint, which nobody waits for; and the new table, which is empty.
+    assert read == ['verifying table "prompts_default"', f'verifying table "{name(PROMPT, 2)}"']
+
+
+MONTHS = {"months_back": 1, "months_ahead": 3}
+MANY = """
+INSERT INTO prompts ("timestamp", device_id, prompt_id, instance_id, site, url, prompt)
+SELECT %s + n, 'device-' || n, gen_random_uuid(), 'i', 's', 'u', %s FROM generate_series(1, %s) AS n
+"""
+
+
+@pytest.mark.parametrize("at", ["a page", "the end"])
+def test_a_rebuild_that_is_killed_loses_nothing_and_the_next_one_does_it(
+    database_url: str, rows: Rows, ensure: Any, client: FlaskClient, device: Agent, headers: Any, where: Any, at: str
+) -> None:
+    """What was begun is kept as the table is, by writers and by an erasure, until another rebuild begins."""
+    rows(f"DROP TABLE {name(PROMPT)}")
+    now = int(time.time() * 1000)
+    bodies = [PROMPT.body(device, now - n) for n in range(10)]
+    for body in bodies[:5]:
         assert client.post(PROMPT.path, json=body, headers=headers).status_code == 201
-    result = app.test_cli_runner().invoke(args=["partitions", "ensure", "--most-moved", "2"])
-    assert (result.exit_code, result.stdout) == (1, name(PROMPT, 1) + "\n")
-    assert name(PROMPT) in result.stderr
-    assert [len(times) for times in where(PROMPT).values()] == [3]
-    assert ensure("--most-moved", "3") == [name(PROMPT)]
+    begun = rows("SELECT begin_rebuild('prompts', ARRAY[%s::date]) AS rebuild", month().date())[0]["rebuild"]
+    page = "SELECT * FROM copy_page('prompts', %s, -1, '', gen_random_uuid(), %s)"
+    assert len(rows(page, begun, 3 if at == "a page" else 10)) == 1
+    for body in bodies[5:]:
+        assert client.post(PROMPT.path, json=body, headers=headers).status_code == 201
+    rows("UPDATE prompts SET prompt = 'erased' WHERE \"timestamp\" = %s", now)
+    rows('DELETE FROM prompts WHERE "timestamp" IN (%s, %s)', now - 4, now - 6)
+    # As many as are deleted in the one are deleted in the other.
+    copied = rows('SELECT "timestamp" AS at, prompt FROM rebuilt_prompts ORDER BY 1')
+    stored = rows('SELECT "timestamp" AS at, prompt FROM prompts ORDER BY 1')
+    assert len(stored) == 8
+    assert copied == stored if at == "the end" else {row["at"] for row in copied} < {row["at"] for row in stored}
+    if at == "a page":
+        with pytest.raises(psycopg.errors.DataCorrupted, match="prompts_default"):
+            rows("SELECT * FROM finish_rebuild('prompts', %s)", begun)
+    assert ensure() == [name(PROMPT)]
+    assert rows('SELECT "timestamp" AS at, prompt FROM prompts ORDER BY 1') == stored
     assert list(where(PROMPT)) == [name(PROMPT)]
+    assert rows("SELECT * FROM finish_rebuild('prompts', %s)", begun) == []
+    assert rows(LEFTOVERS) == []
+
+
+def test_a_row_that_changes_while_it_is_copied_is_copied_as_it_is_then(database_url: str, rows: Rows) -> None:
+    rows(f"DROP TABLE {name(PROMPT)}")
+    now = int(time.time() * 1000)
+    rows(MANY, now, "p", 2)
+    begun = rows("SELECT begin_rebuild('prompts', ARRAY[%s::date]) AS rebuild", month().date())[0]["rebuild"]
+    page = "SELECT last_ms FROM copy_page('prompts', %s, -1, '', gen_random_uuid(), 10)"
+    with (
+        psycopg.connect(database_url) as copier,
+        psycopg.connect(database_url) as eraser,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        copier.execute("ALTER FUNCTION copy_page SET lock_timeout = '60s'")
+        copier.commit()
+        # It changes before it is copied: the copy waits for it.
+        eraser.execute("UPDATE prompts SET prompt = 'erased' WHERE \"timestamp\" = %s", [now + 1])
+        copying = pool.submit(lambda: copier.execute(page, [begun]).fetchall())
+        wait_for(lambda: rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")[0]["n"] > 0)
+        eraser.commit()
+        assert copying.result(30) == [(now + 2,)]
+        # It is deleted after it was copied, and before that is committed: that waits for the copy.
+        deleting = pool.submit(lambda: eraser.execute('DELETE FROM prompts WHERE "timestamp" = %s', [now + 2]))
+        wait_for(lambda: rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")[0]["n"] > 0)
+        copier.commit()
+        deleting.result(30)
+        eraser.commit()
+    assert rows('SELECT "timestamp" AS at, prompt FROM rebuilt_prompts') == [{"at": now + 1, "prompt": "erased"}]
+    assert rows("SELECT name FROM finish_rebuild('prompts', %s)", begun) == [{"name": name(PROMPT)}]
 
 
 def test_a_table_that_has_a_partitions_name_is_left_alone(app: Any, rows: Rows, where: Any) -> None:
@@ -280,14 +418,19 @@ def test_the_writer_makes_partitions_by_the_function_alone_and_the_reader_makes_
         connection.execute(f"CREATE TABLE {name(PROMPT)} (LIKE prompts)")
     assert [each["name"] for each in partitions.ensure(writer)] == [name(PROMPT)]
     with pytest.raises(psycopg.errors.InvalidParameterValue):
-        partitions.ensure(writer, 121)
-    with psycopg.connect(writer) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        connection.execute("SELECT make_partitions(121, 0)")
+        partitions.ensure(writer, 122)
+    assert rows("SELECT relname FROM pg_class WHERE relname = %s", name(PROMPT, 121)) == []
+    for call in ("create_month('prompts', '2015-01-01')", "begin_rebuild('prompts', '{}')"):
+        with psycopg.connect(writer) as connection, pytest.raises(psycopg.errors.InvalidParameterValue):
+            connection.execute(f"SELECT {call}")
+    with psycopg.connect(writer) as connection:
+        assert connection.execute("SELECT begin_rebuild('prompts', '{1999-01-01}')").fetchone() == (None,)
     owner = "SELECT tableowner FROM pg_tables WHERE tablename = ANY (%s)"
     assert {row["tableowner"] for row in rows(owner, [name(PROMPT), "prompts"])} == {"watchpost_owner"}
-    assert rows("SELECT proconfig[1] AS path FROM pg_proc WHERE proname = 'ensure_partitions'") == [
-        {"path": "search_path=pg_catalog, public, pg_temp"}
-    ]
+    paths = (
+        "SELECT DISTINCT proconfig[1] AS path FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
+    )
+    assert rows(paths) == [{"path": "search_path=pg_catalog, public, pg_temp"}]
 
 
 def test_a_list_shows_bounds_rows_and_sizes(app: Any, rows: Rows, operate: Any) -> None:
@@ -490,7 +633,7 @@ def test_a_table_that_is_in_use_for_long_stops_neither_migration_nor_service(
         assert "55P03" in result.stderr
         assert migrations.apply(database_url) == []
         assert not partitions.try_to_ensure(database_url)
-    assert ensure() == [name(PROMPT), name(PROMPT, 1)]
+    assert sorted(ensure()) == [name(PROMPT), name(PROMPT, 1)]
 
 
 def test_a_table_that_is_in_use_for_a_moment_is_waited_for(rows: Rows, database_url: str) -> None:
@@ -522,7 +665,7 @@ worker.Worker(load(), jobs).serve()
     try:
         wait_for(lambda: "can't make partitions: UndefinedFunction 42883" in log.read_text())
         assert rows(exists, name(PROMPT)) == [{"is_there": False}]
-        rows("ALTER FUNCTION gone RENAME TO ensure_partitions")
+        rows("ALTER FUNCTION away RENAME TO missing_months")
         wait_for(lambda: rows(exists, name(PROMPT)) == [{"is_there": True}])
         assert worker.poll() is None
     finally:

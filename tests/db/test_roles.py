@@ -58,7 +58,7 @@ REFUSED_TO_THE_READER = [
     "SELECT * FROM devices",
     "SELECT enrollment_id FROM enrollments",
     "SELECT jti FROM client_assertions",
-    "SELECT ensure_partitions(1)",
+    "SELECT create_month('prompts', '2030-01-01')",
     "UPDATE devices SET hostname = 'h'",
     "DELETE FROM prompts",
     "INSERT INTO client_assertions VALUES ('d', 'j', gen_random_uuid(), now())",
@@ -293,7 +293,7 @@ def test_what_an_older_release_made_is_handed_over_and_its_role_goes_on(
     try:
         for table in ("devices", "prompts", "client_assertions"):
             rows(f"ALTER TABLE {table} OWNER TO older")
-        rows("ALTER FUNCTION ensure_partitions OWNER TO postgres")
+        rows("ALTER FUNCTION create_month OWNER TO postgres")
         migrations.apply(database_url)
         test_everything_belongs_to_the_owner(rows)
         with psycopg.connect(as_role(database_url, "writer").replace("watchpost_writer", "older")) as connection:

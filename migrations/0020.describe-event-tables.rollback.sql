@@ -1,0 +1,3 @@
+-- Loses nothing.
+DROP FUNCTION event_partitions();
+DROP FUNCTION event_tables();

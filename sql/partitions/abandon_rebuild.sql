@@ -1,0 +1,11 @@
+-- Drop what begin_rebuild made, when it is not to be finished. A repeat changes nothing.
+--
+-- table_name  text    the event table
+-- rebuild     bigint  what begin_rebuild returned
+--
+-- Returns  one row, of nothing that counts
+-- Fails    by lock_not_available when somebody uses the default partition for longer than a moment
+-- Calls    abandon_rebuild, once: drops tables and a trigger
+-- Locks    an advisory lock; the default partition exclusively, for milliseconds; waits for that for 0.1 s
+-- Load     when a rebuild fails
+SELECT abandon_rebuild(%(table_name)s, %(rebuild)s) AS abandoned;

@@ -1,0 +1,12 @@
+-- Make partitions beside an event table for months that may be written to, with a new default partition, and have what
+-- is done in the old one be done there too. A repeat begins anew.
+--
+-- table_name  text    the event table
+-- months      date[]  their first days, 12 at most
+--
+-- Returns  one row: rebuild (its number; null: one of the months has a partition by now)
+-- Fails    by lock_not_available when somebody uses the default partition for longer than a moment; ask again
+-- Calls    begin_rebuild, once: looks at the catalogs
+-- Locks    an advisory lock; the default partition against writers, for milliseconds; waits for that for 0.1 s
+-- Load     when months were not made in time, and when an operator asks for past ones
+SELECT begin_rebuild(%(table_name)s, %(months)s::date[]) AS rebuild;

@@ -1,0 +1,13 @@
+-- Make the partition of a coming month, to which nobody writes yet. A repeat finds that it exists.
+--
+-- table_name  text  the event table
+-- month       date  its first day
+--
+-- Returns  one row: outcome (created | exists | next_step: call it again | has_rows: rows of the month are in the
+--          default partition, which must be rebuilt)
+-- Fails    by lock_not_available when somebody uses the default partition for longer than a moment; ask again
+-- Calls    create_month, once: looks at the catalogs, and reads the default partition from end to end, once, where that
+--          is not small in a call of its own
+-- Locks    an advisory lock; the default partition exclusively, for milliseconds; waits for that for 0.1 s
+-- Load     a few calls a month
+SELECT create_month(%(table_name)s, %(month)s) AS outcome;

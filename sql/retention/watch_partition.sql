@@ -1,0 +1,11 @@
+-- Have what arrives in a partition be noted, from before drop_partition reads it until it is dropped. A repeat begins
+-- anew.
+--
+-- part  text  its name
+--
+-- Returns  one row, of nothing that counts
+-- Fails    by lock_not_available when somebody writes to the partition for longer than a moment; ask again
+-- Calls    watch_partition, once: makes a table and a trigger
+-- Locks    the partition against writers, for milliseconds; waits for that for 0.2 s
+-- Load     operators only, one call an expired month
+SELECT watch_partition(%(part)s) AS watched;
