@@ -22,7 +22,6 @@ from werkzeug.routing import MapAdapter
 from app.api import openapi, problems
 from app.api.bodies import MAX_BODY, Request
 from app.auth import Auth, token_endpoint
-from app.commands import Commands
 from app.db import database
 from app.ingest import readiness, writer
 from app.ingest.fast_path import FastPath
@@ -114,7 +113,6 @@ def create_app(settings: config.Settings | None = None) -> Watchpost:
             always_send=False,
             max_age=3600,
         )
-    app.cli = Commands(name=app.name)
     app.wsgi_app = FastPath(app)  # type: ignore[method-assign]
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         # Who has no collector does without its imports too.

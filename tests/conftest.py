@@ -19,13 +19,14 @@ from flask.testing import FlaskClient
 from psycopg.rows import dict_row
 from werkzeug.test import TestResponse
 
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.auth.keys import SigningKeys
 from app.db import migrations
 from app.dev import embedded
 from config.settings import Settings
 from tests.support import databases, distribution, pgbouncer
 from tests.support.agent import ISSUER, TOKEN_ENDPOINT, Agent
+from tests.support.application import create_app
 from tests.support.databases import Template
 from tests.support.service import Service, as_role
 from tests.support.site import Site, inhabited

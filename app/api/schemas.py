@@ -42,10 +42,11 @@ class AnswerField(ma.fields.Field[T]):
 class Schema(ma.Schema):
     """A body. Newer agents talk to older servers: unknown fields are ignored.
 
-    max_size: bytes of a body, inflated.
+    max_size: bytes of a body, inflated. max_values: values in it.
     """
 
     max_size = bodies.MAX_BODY
+    max_values = bodies.MAX_VALUES
 
     class Meta:
         unknown = ma.EXCLUDE

@@ -17,10 +17,11 @@ from flask.testing import FlaskClient
 from joserfc import jws, jwt
 from joserfc.jwk import KeySet
 
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.auth.keys import SigningKeys, SigningKeysUnavailable, prepare
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 
 TOKEN_ENDPOINT = "http://watchpost.test/api/auth/token"
 PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}

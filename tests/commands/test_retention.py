@@ -18,10 +18,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.application import create_app
 from app.commands import pages
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.checks import at_once
 from tests.support.service import ROOT, wait_for
 

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from app.application import create_app
 from app.commands import review_server
 from app.commands.review_server import STATISTICS, wanted
 from app.db import migrations, plans
@@ -21,6 +20,7 @@ from app.db.statements import names, statement
 from app.dev import embedded
 from config.settings import Settings, load
 from tests import dba
+from tests.support.application import create_app
 from tests.support.service import as_role
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")

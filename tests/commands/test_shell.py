@@ -19,12 +19,12 @@ import psycopg
 import pytest
 from click.testing import Result
 
-from app.application import create_app
 from app.commands.application import create_app as create_command_app
 from app.db import diagnosis, migrations
 from app.dev import embedded
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.service import ROOT, as_role
 
 Rows = Callable[..., list[dict[str, Any]]]

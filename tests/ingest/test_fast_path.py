@@ -13,11 +13,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from app.api import fields
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.ingest.record_types import batch_types
 from app.resources.prompts import PROMPT
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.checks import HOSTILE_TEXT
 
 

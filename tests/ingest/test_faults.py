@@ -14,12 +14,13 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.db import migrations
 from app.dev import embedded
 from app.ingest import writer
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.service import as_role, wait_for
 
 

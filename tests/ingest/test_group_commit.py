@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.ingest.group_commit import GroupCommit, QueueFull
 from config.settings import Settings
 from tests.support.agent import Agent
+from tests.support.application import create_app
 
 
 class Store:

@@ -23,11 +23,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from app.api import problems
-from app.application import Watchpost, create_app
+from app.application import Watchpost
 from app.dev import embedded
 from app.limits.admission import CRITICAL, LOW, NORMAL, Admission
 from config.settings import Settings
 from tests.support.agent import TOKEN_ENDPOINT, Agent
+from tests.support.application import create_app
 from tests.support.service import free_port
 
 WRONG = {"Authorization": "Bearer not.a.token"}

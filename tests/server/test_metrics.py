@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from app.application import create_app
 from app.telemetry import metric_files
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.service import ROOT, Service, enrolled, serving
 
 

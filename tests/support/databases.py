@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import psycopg
 from psycopg import sql
+from pytest_postgresql.janitor import DatabaseJanitor
+
+PORT = 5432
 
 _numbers = itertools.count(1)
-# Databases that no test uses any more.
-_unused: dict[str, list[str]] = {}
+# Copies that no test uses any more.
+_unused: list[DatabaseJanitor] = []
+
+
+class Copy(DatabaseJanitor):
+    """A copy that is made file by file: half the time of one through the WAL."""
+
+    def _build_create_database_sql(self) -> sql.Composed:
+        return super()._build_create_database_sql() + sql.SQL(" STRATEGY file_copy")
 
 
 class Template(NamedTuple):
@@ -28,18 +37,14 @@ class Template(NamedTuple):
 
 def create(server: str, name: str) -> Template:
     """Create an empty database."""
-    template = Template(server, name)
-    with psycopg.connect(template.url("postgres"), autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return template
+    DatabaseJanitor(host=server, port=PORT, user="postgres", dbname=name).init()
+    return Template(server, name)
 
 
 def create_from(template: Template, name: str) -> Template:
     """Copy a template, for a template with more in it."""
-    copy = Template(template.server, name)
-    with psycopg.connect(template.url("postgres"), autocommit=True) as admin:
-        _copy(admin, template, name)
-    return copy
+    _copy(template, name).init()
+    return Template(template.server, name)
 
 
 @contextlib.contextmanager
@@ -49,19 +54,15 @@ def clone(template: Template) -> Iterator[str]:
     A copy is dropped when the next one is made: while a connection to it is about to end, DROP DATABASE waits a tenth
     of a second.
     """
-    unused = _unused.setdefault(template.server, [])
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(template.url("postgres"), autocommit=True) as admin:
-        while unused:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(unused.pop())))
-        _copy(admin, template, name)
+    while _unused:
+        _unused.pop().drop()
+    janitor = _copy(template, f"test_{next(_numbers)}")
+    janitor.init()
     try:
-        yield template.url(name)
+        yield template.url(janitor.dbname)
     finally:
-        unused.append(name)
+        _unused.append(janitor)
 
 
-def _copy(admin: psycopg.Connection[Any], template: Template, name: str) -> None:
-    # File by file takes half as long as through the WAL.
-    command = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
-    admin.execute(command.format(sql.Identifier(name), sql.Identifier(template.name)))
+def _copy(template: Template, name: str) -> Copy:
+    return Copy(host=template.server, port=PORT, user="postgres", dbname=name, template_dbname=template.name)

@@ -20,11 +20,11 @@ from urllib.parse import quote, urlencode
 import psutil
 import psycopg
 
-from app.application import create_app
 from app.auth.keys import SigningKeys
 from config.settings import load
 from tests.support import pgbouncer
 from tests.support.agent import Agent
+from tests.support.application import create_app
 
 ROOT = Path(__file__).resolve().parents[2]
 # Variables of the run that each service gets too.
