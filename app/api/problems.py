@@ -67,6 +67,11 @@ def unavailable() -> Problem:
     return Problem(503, "unavailable", "Service unavailable", detail, headers=retry_after_outage())
 
 
+def migrations_pending(number: int) -> Problem:
+    detail = f"{number} migrations are pending."
+    return Problem(503, "migrations-pending", "Service unavailable", detail, headers=retry_after_outage())
+
+
 def incomplete() -> Problem:
     """A body that stopped before its end is a broken connection: the client repeats it, whatever it is."""
     headers = {**retry_after_outage(), "Connection": "close"}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import click
-import psycopg
 from flask import current_app
 
 from app.commands.shell import as_json, group, show, show_values, with_database
 from app.db import owner, statement
 from app.db import partitions as monthly
+from app.db.errors import DriverError
 from app.db.startup import explain
 from app.db.urls import owner_url
 
@@ -50,7 +50,7 @@ def ensure(months_ahead: int, months_back: int, as_json: bool) -> None:
     """
     try:
         found = monthly.ensure(owner_url(current_app.config["SETTINGS"]), months_ahead, months_back)
-    except psycopg.Error as error:
+    except DriverError as error:
         raise click.ClickException("can't make partitions: " + explain(error)) from None
     show_values("name", [month["name"] for month in found if month["outcome"] == "created"], as_json)
     left = [f"{month['name']}: {LEFT[month['outcome']]}" for month in found if month["outcome"] != "created"]

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-import psycopg
-from psycopg import sql
-from psycopg.rows import dict_row
 
 from app.commands import markdown, review_server
 from app.commands.markdown import code, row_count, size
 from app.commands.shell import as_json, command, settings, show, with_database
-from app.db import plans, statement
+from app.db import reviewer, statement
+from app.db.errors import DriverError
+from app.db.reviewer import Connection
 from app.db.startup import explain
 from app.db.statements import FOLDER, names
 from app.db.urls import migration_url, writer_url
@@ -25,7 +24,6 @@ SELECT_GRANTS = statement("review/select_grants")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
 
 ROLES = ("watchpost_owner", "watchpost_writer", "watchpost_reader")
-Connection = psycopg.Connection[dict[str, Any]]
 
 
 @command()
@@ -40,7 +38,7 @@ def review(as_json: bool) -> None:
     found = settings()
     urls = list(dict.fromkeys(filter(None, (migration_url(found), writer_url(found), found.read_database_url))))
     try:
-        with _connect(urls[0]) as connection:
+        with reviewer.connect(urls[0]) as connection:
             parts = (
                 _server(connection),
                 _tables(connection),
@@ -56,20 +54,13 @@ def review(as_json: bool) -> None:
             else:
                 for part in parts:
                     click.echo("\n".join(part) + "\n")
-    except psycopg.Error as error:
+    except DriverError as error:
         raise click.ClickException("the database can't be reviewed: " + explain(error)) from None
 
 
 def _section(text: str) -> dict[str, Any]:
     heading, _, body = text.partition("\n")
     return {"title": heading.lstrip("# "), "text": body.strip()}
-
-
-def _connect(url: str) -> Connection:
-    connection: Connection = psycopg.connect(
-        url, autocommit=True, row_factory=dict_row, options="-c default_transaction_read_only=on -c lock_timeout=1s"
-    )
-    return connection
 
 
 def _server(connection: Connection) -> Iterator[str]:
@@ -150,13 +141,13 @@ def _statements(connection: Connection, urls: list[str]) -> Iterator[str]:
     may: dict[str, list[str]] = {name: [] for name in names()}
     unknown = []
     for role in ROLES:
-        other = _as_role(urls, role)
+        other = reviewer.as_role(urls, role)
         if other is None:
             unknown.append(role)
             continue
         with other:
             for name in may:
-                if _plan(other, name):
+                if reviewer.plan(other, name):
                     may[name].append(role)
     yield "## Statements"
     yield "\nAll that the service and the command line send; plans are those for any values (generic), which a prepared"
@@ -171,25 +162,4 @@ def _statements(connection: Connection, urls: list[str]) -> Iterator[str]:
         yield f"\nMay run it: {', '.join(may[name]) or 'none of the roles asked as'}.\n"
         yield from markdown.block("sql", "\n".join(lines[end:]))
         yield ""
-        yield from markdown.block("", _plan(connection, name) or "no plan: this role may not run it")
-
-
-def _plan(connection: Connection, name: str) -> str | None:
-    """The plan of a statement, if this connection's role may run it."""
-    try:
-        return str(plans.explain(connection, statement(name), plans.examples(), True, "COSTS ON"))
-    except psycopg.errors.InsufficientPrivilege:
-        return None
-
-
-def _as_role(urls: list[str], role: str) -> Connection | None:
-    """A connection that is this role, from the first of the addresses that gives one."""
-    for url in urls:
-        connection = _connect(url)
-        try:
-            connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
-            return connection
-        # There is no such role, or this one may not become it.
-        except (psycopg.errors.InvalidParameterValue, psycopg.errors.InsufficientPrivilege):
-            connection.close()
-    return None
+        yield from markdown.block("", reviewer.plan(connection, name) or "no plan: this role may not run it")

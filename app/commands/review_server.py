@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
-
-import psycopg
 
 from app.commands import markdown
 from app.db import migrations as schema
 from app.db import statement
+from app.db.reviewer import Connection
 from app.db.statements import FOLDER
 
 SELECT_SETTINGS = statement("review/select_settings")
@@ -33,8 +31,6 @@ WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AN
 GROUP BY file, rolname
 ORDER BY sum(total_exec_time) DESC
 """
-
-Connection = psycopg.Connection[dict[str, Any]]
 
 
 def migrations(connection: Connection) -> Iterator[str]:

@@ -13,6 +13,13 @@ from psycopg.rows import scalar_row
 
 
 @contextmanager
+def try_lock_at(url: str, name: str) -> Iterator[bool]:
+    """The same on a connection of its own. Raises DriverError."""
+    with psycopg.connect(url, autocommit=True, connect_timeout=5) as holder, try_lock(holder, name) as is_locked:
+        yield is_locked
+
+
+@contextmanager
 def try_lock(connection: psycopg.Connection[Any], name: str) -> Iterator[bool]:
     """Yield whether this process holds the named lock; it is released at the end of the block.
 

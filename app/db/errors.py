@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import psycopg
 
+# What psycopg raises itself, where no pool translates it: in migrations, and in checks at the start.
+DriverError = psycopg.Error
+
 # The server ends, starts or lost the connection, closed it because it was idle, or turned read-only at a failover. The
 # same statement on another connection may succeed, and every statement is idempotent.
 CONNECTION_LOST = {"57P01", "57P02", "57P03", "57P05", "25P03", "25006"}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psycopg
-from psycopg.rows import dict_row
-
+from app.db.session import session
 from app.db.statements import statement
 
 DELETE_EXPIRED = statement("auth/delete_expired_assertions")
@@ -15,18 +13,14 @@ BATCH_ROWS = 1000
 
 
 def delete_expired(url: str, is_stopping: Callable[[], bool]) -> int:
-    """Delete all that have expired, in batches. Returns how many rows were deleted. Raises psycopg.Error.
+    """Delete all that have expired, in batches. Returns how many rows were deleted. Raises DriverError.
 
     url: of a role that may delete them, such as the writer.
     """
     deleted, after = 0, "-infinity"
-    # Not prepared: a pooler may give each transaction another connection.
-    with psycopg.connect(
-        url, autocommit=True, row_factory=dict_row, connect_timeout=5, prepare_threshold=None
-    ) as connection:
+    with session(url) as run:
         while not is_stopping():
-            row = connection.execute(DELETE_EXPIRED.text, {"after_time": after, "amount": BATCH_ROWS}).fetchone()
-            assert row is not None
+            [row] = run(DELETE_EXPIRED, after_time=after, amount=BATCH_ROWS)
             deleted += row["deleted"]
             if row["deleted"] < BATCH_ROWS:
                 break

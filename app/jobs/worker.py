@@ -14,12 +14,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-import psycopg
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from app.db import partitions
-from app.db.advisory_locks import try_lock
+from app.db.advisory_locks import try_lock_at
+from app.db.errors import DriverError
 from app.db.startup import explain
 from app.db.urls import writer_url
 from app.jobs import assertions
@@ -32,7 +32,7 @@ class Job(NamedTuple):
     """Some background work.
 
     run: gets the database's URL and a function that says whether it must stop; returns whether all was done. It may
-    raise psycopg.Error. seconds: from one run to the next. retry_seconds: the same after a run that did not do all.
+    raise DriverError. seconds: from one run to the next. retry_seconds: the same after a run that did not do all.
     """
 
     name: str
@@ -105,12 +105,9 @@ class Worker:
     def _run_exclusively(self, job: Job) -> bool:
         """Run a job unless another process does; whether it need not be tried again soon."""
         try:
-            with (
-                psycopg.connect(self._url, autocommit=True, connect_timeout=5) as holder,
-                try_lock(holder, job.name) as is_locked,
-            ):
+            with try_lock_at(self._url, job.name) as is_locked:
                 return not is_locked or job.run(self._url, self._stop.is_set)
-        except psycopg.Error as error:
+        except DriverError as error:
             log.warning("a job failed", extra={"fields": {"job": job.name, "error": explain(error)}})
         except Exception as error:
             log.error("a job failed", extra={"fields": {"job": job.name}}, exc_info=error)

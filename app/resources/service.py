@@ -36,15 +36,8 @@ def readyz() -> Any:
     """Say whether the signing keys can be read and the database stores rows with the newest schema."""
     if auth.keys.fault:
         raise token_endpoint.signing_keys_unavailable()
-    pending = readiness.probe()
-    if pending:
-        raise problems.Problem(
-            503,
-            "migrations-pending",
-            "Service unavailable",
-            f"{pending} migrations are pending.",
-            headers=problems.retry_after_outage(),
-        )
+    if pending := readiness.probe():
+        raise problems.migrations_pending(pending)
     return jsonify(status="ok")
 
 

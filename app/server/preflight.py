@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 import gevent
-import psycopg
 
 from app.auth.keys import SigningKeys
+from app.db.errors import DriverError
 from app.db.startup import StartupError, explain, refuse_superuser
 from app.db.urls import writer_url
 from config.settings import Settings
@@ -34,7 +34,7 @@ def check(worker: Any) -> None:
     except StartupError as error:
         _refuse(worker, error)
         sys.exit(NO_START)
-    except psycopg.Error as error:
+    except DriverError as error:
         log.warning("the database can't be reached yet", extra={"fields": {"error": explain(error)}})
         gevent.spawn(_check_when_reached, worker, writer_url(settings))
 
@@ -48,7 +48,7 @@ def _check_when_reached(worker: Any, url: str) -> None:
         except StartupError as error:
             _refuse(worker, error)
             os._exit(NO_START)
-        except psycopg.Error:
+        except DriverError:
             continue
 
 

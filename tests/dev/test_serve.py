@@ -18,8 +18,18 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.server.test_service import processes_of, prompt, registered, servers_of, wait_for
-from tests.support.service import ROOT, SUPERVISED, Service, free_port, serving
+from tests.support.service import (
+    ROOT,
+    SUPERVISED,
+    Service,
+    free_port,
+    processes_of,
+    prompt,
+    registered,
+    servers_of,
+    serving,
+    wait_for,
+)
 
 
 def messages(service: Service) -> list[str]:

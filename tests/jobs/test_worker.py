@@ -19,8 +19,7 @@ import pytest
 from app.db.advisory_locks import try_lock
 from app.jobs import assertions
 from app.jobs.worker import JOBS
-from tests.server.test_service import wait_for
-from tests.support.service import ROOT, as_role
+from tests.support.service import ROOT, as_role, wait_for
 
 Rows = Callable[..., list[dict[str, Any]]]
 

@@ -28,6 +28,7 @@ from app.server import connection
 from config.settings import SettingError, load
 from tests.support.service import (
     Service,
+    processes_of,
     prompt,
     registered,
     servers_of,
@@ -143,16 +144,6 @@ def test_a_killed_database_server_does_not_stop_the_next_start(folder: Path) -> 
     (folder / "data" / "postgresql" / "postmaster.pid").write_text(f"{os.getpid()}\n")
     with serving(folder, bind=service.bind) as second:
         assert second.post("/api/prompt", prompt(agent), token).status == 201
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """What was started with this folder's data directory in its environment and still runs."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("WATCHPOST_DATA_DIR") == str(folder / "data"):
-                found.append(process)
-    return found
 
 
 def test_an_interrupted_initdb_does_not_stop_the_next_start(folder: Path) -> None:

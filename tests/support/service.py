@@ -269,3 +269,13 @@ def free_port() -> int:
     port = int(probe.getsockname()[1])
     probe.detach()
     return port
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """What was started with this folder's data directory in its environment and still runs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("WATCHPOST_DATA_DIR") == str(folder / "data"):
+                found.append(process)
+    return found
