@@ -3,8 +3,44 @@
 --
 -- The writer may do what the statements under sql/ do for devices, column by column, and nothing else: it makes no
 -- enrolment, revokes and restores nobody, deletes no evidence, changes no event, sets none of the database's times.
-REVOKE ALL ON ALL TABLES IN SCHEMA public FROM watchpost_writer, watchpost_reader, public;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM watchpost_writer, watchpost_reader;
+--
+-- Only what is ours is touched: what whoever runs this owns, and is no part of an extension. Other objects in the
+-- schema, such as pg_stat_statements, belong to others.
+DO $$
+DECLARE
+    own record;
+BEGIN
+    FOR own IN
+        SELECT
+            'TABLE' AS kind,
+            oid::regclass::text AS name
+        FROM pg_class
+        WHERE
+            relnamespace = 'public'::regnamespace
+            AND relkind IN ('r', 'p', 'v', 'm')
+            AND relowner = current_user::regrole
+            AND NOT EXISTS (
+                SELECT FROM pg_depend
+                WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'
+            )
+        UNION ALL
+        SELECT
+            'FUNCTION',
+            oid::regprocedure::text
+        FROM pg_proc
+        WHERE
+            pronamespace = 'public'::regnamespace
+            AND prokind = 'f'
+            AND proowner = current_user::regrole
+            AND NOT EXISTS (
+                SELECT FROM pg_depend
+                WHERE classid = 'pg_proc'::regclass AND objid = pg_proc.oid AND deptype = 'e'
+            )
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM watchpost_writer, watchpost_reader, public', own.kind, own.name);
+    END LOOP;
+END
+$$;
 
 GRANT SELECT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat,
@@ -64,6 +100,7 @@ ON client_assertions TO watchpost_writer;
 
 -- For the readiness probe.
 GRANT SELECT (migration_id) ON _yoyo_migration TO watchpost_writer;
+GRANT SELECT (name) ON migration_checksums TO watchpost_writer;
 -- For the metrics, and for the partitions of coming months.
 GRANT EXECUTE ON FUNCTION
 event_tables(), event_partitions(), missing_months(int, int), month_start_ms(date), create_month(text, date),

@@ -67,9 +67,15 @@ def unavailable() -> Problem:
     return Problem(503, "unavailable", "Service unavailable", detail, headers=retry_after_outage())
 
 
-def migrations_pending(number: int) -> Problem:
-    detail = f"{number} migrations are pending."
-    return Problem(503, "migrations-pending", "Service unavailable", detail, headers=retry_after_outage())
+def not_ready(pending: int, has_grants: bool) -> Problem | None:
+    """What /readyz answers while the schema is not that of this release. pending: migrations."""
+    if pending:
+        name, detail = "migrations-pending", f"{pending} migrations are pending."
+    elif not has_grants:
+        name, detail = "grants-pending", "The grants are not those of this release."
+    else:
+        return None
+    return Problem(503, name, "Service unavailable", detail, headers=retry_after_outage())
 
 
 def incomplete() -> Problem:

@@ -20,7 +20,7 @@ BUSY = {"53000", "53100", "53200", "53300", "53400", "57014", "25P04", "58000", 
 # Another transaction held a lock for longer than the lock timeout.
 LOCK_NOT_AVAILABLE = "55P03"
 # The schema is older than this code: migrations are pending.
-SCHEMA_OUTDATED = {"42P01", "42703"}
+SCHEMA_OUTDATED = {"42P01", "42703", "42883"}
 UNIQUE_VIOLATION = "23505"
 INSUFFICIENT_PRIVILEGE = "42501"
 
@@ -52,8 +52,8 @@ class Conflict(DatabaseError):
         self.constraint = constraint
 
 
-class Denied(DatabaseError):
-    """This role may not do that."""
+class Denied(Unavailable):
+    """This role may not do that: its grants are not those of this release."""
 
 
 def translated(error: psycopg.Error) -> DatabaseError:
@@ -63,9 +63,11 @@ def translated(error: psycopg.Error) -> DatabaseError:
         return Unavailable(state, is_locked=True)
     if state == UNIQUE_VIOLATION and error.diag.constraint_name:
         return Conflict(error.diag.constraint_name)
+    if state == INSUFFICIENT_PRIVILEGE:
+        return Denied(state)
     if is_connection_lost(error) or state in BUSY | RACES | SCHEMA_OUTDATED:
         return Unavailable(state)
-    return Denied(state) if state == INSUFFICIENT_PRIVILEGE else DatabaseError(state)
+    return DatabaseError(state)
 
 
 def is_connection_lost(error: psycopg.Error) -> bool:

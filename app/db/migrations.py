@@ -66,6 +66,11 @@ SELECT
 """
 
 
+# Classes of errors whose message names objects of the database, and quotes no row: privileges and syntax, objects in
+# use or depended on, what is not supported, resources.
+NAMES_ONLY = {"42", "2B", "55", "0A", "3F", "53", "57"}
+
+
 class MigrationError(Exception):
     """A migration can't be applied. The message says which, and what to do."""
 
@@ -80,7 +85,7 @@ def apply(url: str) -> list[str]:
     with _exclusive(url) as connection:
         rights = _rights(connection)
         if rights["is_superuser"]:
-            _retry_on_lock("roles", lambda: connection.execute(ROLES.read_text(encoding="utf-8")))
+            _retry_on_lock("config/roles.sql", lambda: connection.execute(ROLES.read_text(encoding="utf-8")))
             rights = _rights(connection)
         elif not rights["has_roles"]:
             log.warning("one role does everything: a DBA has not run config/roles.sql")
@@ -90,8 +95,10 @@ def apply(url: str) -> list[str]:
             _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
             for migration in pending:
                 _retry_on_lock(migration.id, partial(_apply_one, backend, migration))
-            if rights["has_roles"] and (pending or _recorded(backend).get(GRANTS.stem) != _checksum(GRANTS)):
-                _retry_on_lock(GRANTS.stem, lambda: _grant(backend))
+            recorded = _recorded(backend)
+            is_granted = recorded.get(GRANTS.stem) == _checksum(GRANTS) and grants_version() in recorded
+            if rights["has_roles"] and (pending or not is_granted):
+                _retry_on_lock("config/grants.sql", lambda: _grant(backend))
         partitions.try_to_ensure(url)
         return [migration.id for migration in pending]
 
@@ -112,14 +119,25 @@ def names() -> list[str]:
     return [path.stem for path in sorted(FOLDER.glob("*.sql")) if not path.stem.endswith(".rollback")]
 
 
+def grants_version() -> str:
+    """What is recorded when this release's grants have been applied."""
+    return f"{GRANTS.stem}:{_checksum(GRANTS)}"
+
+
 def is_behind(url: str) -> bool:
-    """Whether migrations are pending, for a role that may not apply them."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    """Whether migrations or grants are pending, for a role that may not apply them."""
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
         try:
-            applied = {row[0] for row in connection.execute(SELECT_MIGRATIONS.text).fetchall()}
+            found = connection.execute(SELECT_MIGRATIONS.text).fetchall()
         except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
             return True
-    return not applied.issuperset(names())
+    applied = {row["migration_id"] for row in found}
+    return not applied.issuperset(names()) or not has_grants(found)
+
+
+def has_grants(found: list[dict[str, Any]]) -> bool:
+    """Whether this release's grants were applied, or the role needs none, by rows of service/select_migrations."""
+    return all(row["is_owner"] or grants_version() in row["grants"] for row in found)
 
 
 def _yoyo() -> Any:
@@ -153,8 +171,11 @@ def _rollback_one(backend: Any, migration: Any) -> None:
 
 def _grant(backend: Any) -> None:
     with backend.transaction():
-        backend.execute(GRANTS.read_text(encoding="utf-8"))
+        # yoyo passes parameters, if none: a % would begin a placeholder.
+        backend.execute(GRANTS.read_text(encoding="utf-8").replace("%", "%%"))
         backend.execute(RECORD_CHECKSUM, (GRANTS.stem, _checksum(GRANTS)))
+        # Kept when a later release applies its own, which are made so that this one goes on.
+        backend.execute(RECORD_CHECKSUM, (grants_version(), _checksum(GRANTS)))
 
 
 def _check(backend: Any, applied: list[str]) -> None:
@@ -186,11 +207,20 @@ def _retry_on_lock(name: str, work: Callable[[], object]) -> None:
             return
         except psycopg.Error as error:
             if error.sqlstate not in BUSY:
-                raise
+                raise MigrationError(f"{name}: {_explain(error)}") from None
             if not tries_left:
                 raise MigrationError(f"{name}: a table is in use by a long transaction; run this again later") from None
             log.warning("waiting for a lock", extra={"fields": {"migration": name, "sqlstate": error.sqlstate}})
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
+
+
+def _explain(error: psycopg.Error) -> str:
+    """What failed, without what a row says: the message where it can only name objects, else the objects' names."""
+    state = error.sqlstate or ""
+    if state[:2] in NAMES_ONLY:
+        return f"{error.diag.message_primary} ({state})"
+    names = (error.diag.table_name, error.diag.column_name, error.diag.constraint_name, error.diag.datatype_name)
+    return " ".join([f"{type(error).__name__} {state}".strip(), *(f"of {name}" for name in names if name)])
 
 
 def _rights(connection: psycopg.Connection[Any]) -> dict[str, bool]:

@@ -36,8 +36,8 @@ def readyz() -> Any:
     """Say whether the signing keys can be read and the database stores rows with the newest schema."""
     if auth.keys.fault:
         raise token_endpoint.signing_keys_unavailable()
-    if pending := readiness.probe():
-        raise problems.migrations_pending(pending)
+    if problem := problems.not_ready(*readiness.probe()):
+        raise problem
     return jsonify(status="ok")
 
 
@@ -54,6 +54,6 @@ def read_metrics() -> Response:
     pending, partitions = None, []
     # What can't be found out is left out; the counts matter most while the database is away.
     with contextlib.suppress(DatabaseError):
-        pending = readiness.pending_migrations()
+        pending = readiness.look().pending
         partitions = db.run(SELECT_PARTITIONS)
     return Response(metrics.exposition(metrics.State(pending, partitions)), content_type=CONTENT_TYPE_PLAIN_0_0_4)

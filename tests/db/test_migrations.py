@@ -164,6 +164,26 @@ def test_a_release_goes_on_beside_migrations_that_only_the_next_one_knows(empty_
     assert migrations.apply(empty_url) == []
 
 
+def test_a_failed_migration_names_its_file_and_the_object_and_quotes_no_row(empty_url: str, edited: Path) -> None:
+    migrations.apply(empty_url)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO devices (device_id, hostname) VALUES ('a', 'SECRET'), ('b', 'SECRET')")
+    new = edited / "9999.fail.sql"
+    for text, message in (
+        ("ALTER TABLE nothing ADD COLUMN x int;", '9999.fail: relation "nothing" does not exist (42P01)'),
+        ("DROP FUNCTION is_held(int);", "9999.fail: function is_held(integer) does not exist (42883)"),
+        ("CREATE UNIQUE INDEX one ON devices (hostname);", "9999.fail: UniqueViolation 23505 of devices of one"),
+        (
+            "ALTER TABLE devices ALTER hostname TYPE int USING hostname::int;",
+            "9999.fail: InvalidTextRepresentation 22P02",
+        ),
+    ):
+        new.write_text(text + "\n")
+        with pytest.raises(migrations.MigrationError) as raised:
+            migrations.apply(empty_url)
+        assert str(raised.value) == message
+
+
 def test_a_lock_that_is_held_is_waited_for_in_small_steps(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
     migrations.apply(empty_url)

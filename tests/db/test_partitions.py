@@ -615,7 +615,7 @@ def test_what_is_stored_becomes_the_first_partition_uncopied_and_comes_back_whol
 def test_a_view_stops_the_partitioning_rather_than_become_stale(rows: Rows, database_url: str) -> None:
     migrations.rollback(database_url, to="0008")
     rows("CREATE VIEW sites AS SELECT DISTINCT site FROM prompts")
-    with pytest.raises(psycopg.errors.DependentObjectsStillExist, match="the view sites reads prompts"):
+    with pytest.raises(migrations.MigrationError, match=r"^0010\..*: the view sites reads prompts"):
         migrations.apply(database_url)
     rows("DROP VIEW sites")
     assert migrations.apply(database_url)[0].startswith("0010")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from app.db import migrations
+from app.db import embedded, migrations
 from app.db.plans import examples
 from app.db.statements import FOLDER, statement
+from config.settings import load
 from tests.db.test_migrations import PREVIOUS
+from tests.support.agent import Agent
 from tests.support.service import Service, as_role, serving
 
 EVIDENCE = ("prompts", "extension_status", "compliance_events")
@@ -213,6 +216,99 @@ def test_a_changed_right_is_put_back_when_the_grants_change(
     migrations.apply(as_role(database_url, "owner"))
     with connect("writer") as writer, pytest.raises(psycopg.errors.InsufficientPrivilege):
         writer.execute("DELETE FROM prompts")
+
+
+THEIRS = """
+CREATE FUNCTION theirs() RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE VIEW their_view AS SELECT 1 AS n;
+REVOKE ALL ON FUNCTION theirs() FROM public;
+GRANT EXECUTE ON FUNCTION theirs() TO pg_monitor;
+GRANT SELECT ON their_view TO public;
+"""
+THEIR_RIGHTS = """
+SELECT proacl::text AS acl FROM pg_proc WHERE proname = 'theirs'
+UNION ALL SELECT relacl::text FROM pg_class WHERE relname = 'their_view'
+"""
+
+
+@pytest.mark.parametrize("to", ["0001", "0020"], ids=["install", "upgrade"])
+@pytest.mark.parametrize("role", ["owner", None], ids=["as the owner", "as a superuser"])
+def test_what_others_have_in_the_schema_is_left_alone(
+    database_url: str, rows: Callable[..., list[dict[str, Any]]], to: str, role: str | None
+) -> None:
+    migrations.rollback(database_url, to=to)
+    rows(THEIRS)
+    before = rows(THEIR_RIGHTS)
+    assert migrations.apply(as_role(database_url, role) if role else database_url)[0].startswith(to)
+    assert rows(THEIR_RIGHTS) == before
+    assert rows("SELECT * FROM migration_checksums WHERE name = %s", migrations.grants_version())
+
+
+def test_roles_sql_names_every_function(rows: Callable[..., list[dict[str, Any]]]) -> None:
+    named = set(re.findall(r"'(\w+)'", migrations.ROLES.read_text()))
+    functions = rows("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
+    assert {row["proname"] for row in functions} <= named, "name it in config/roles.sql, so that it is handed over"
+
+
+@pytest.fixture
+def with_an_extension(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
+    """A database that has pg_stat_statements in schema public before it has a table."""
+    if not load().postgresql_programs:
+        if not Path("/usr/lib/postgresql/15/bin/postgres").exists():
+            pytest.skip("needs the contrib modules of PostgreSQL, as Debian's postgresql-15 has them")
+        monkeypatch.setenv("WATCHPOST_POSTGRESQL_PROGRAMS", "/usr/lib/postgresql/15/bin")
+    with embedded.running(str(folder), "shared_preload_libraries = 'pg_stat_statements'\nfsync = off\n") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+        yield url
+
+
+def test_pg_stat_statements_in_the_schema_is_in_the_way_of_no_install_and_no_upgrade(with_an_extension: str) -> None:
+    owner = as_role(with_an_extension, "owner")
+    assert migrations.apply(with_an_extension) == migrations.names()
+    migrations.rollback(with_an_extension, to="0020")
+    assert migrations.apply(owner) == [name for name in migrations.names() if name >= "0020"]
+    assert not migrations.is_behind(as_role(with_an_extension, "writer"))
+
+
+def test_a_failed_grant_ends_the_start_and_names_its_object(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    broken = tmp_path / "grants.sql"
+    broken.write_text(migrations.GRANTS.read_text() + "\nGRANT SELECT ON nothing TO watchpost_reader;\n")
+    monkeypatch.setattr(migrations, "GRANTS", broken)
+    with pytest.raises(migrations.MigrationError) as raised:
+        migrations.apply(as_role(database_url, "owner"))
+    assert str(raised.value) == 'config/grants.sql: relation "nothing" does not exist (42P01)'
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json["type"]) == (503, "urn:watchpost:problem:grants-pending")
+    assert migrations.is_behind(as_role(database_url, "writer"))
+    broken.write_text(migrations.GRANTS.read_text().replace("nothing", "prompts"))
+    assert migrations.apply(as_role(database_url, "owner")) == []
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_role_that_lacks_the_grants_of_this_release_is_not_ready_and_no_request_is_a_fault(
+    client: Any, rows: Callable[..., list[dict[str, Any]]], enrollment: Any, bearer: Any
+) -> None:
+    token = enrollment()
+    rows("REVOKE ALL ON migration_checksums, devices FROM watchpost_writer")
+    rows("REVOKE ALL (name) ON migration_checksums FROM watchpost_writer")
+    rows("REVOKE ALL (revoked_at) ON devices FROM watchpost_writer")
+    assert client.get("/readyz").status_code == 503
+    answer = client.post("/api/devices/register", json=Agent().registration(), headers=bearer(token))
+    assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+
+
+def test_a_release_is_ready_beside_the_grants_of_the_next_one(
+    database_url: str, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as next_release:
+        grants = tmp_path / "grants.sql"
+        grants.write_text(migrations.GRANTS.read_text() + "\n-- More.\n")
+        next_release.setattr(migrations, "GRANTS", grants)
+        migrations.apply(as_role(database_url, "owner"))
+    assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("is_supervised", [True, False], ids=["make run", "gunicorn"])
