@@ -1,4 +1,4 @@
-"""Logs are JSON lines on standard error: one object a line, UTC times, never a body, a token or a key."""
+"""Logs: JSON lines on standard error, one object a line, with times in UTC; never a body, a token or a key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-# What no line shows need not be found out for each of them.
+# No line shows these, so they are not determined for each record (Python's HOWTO on logging, "Optimization").
 logging.logThreads = False
 logging.logProcesses = False
 logging.logMultiprocessing = False
@@ -23,8 +23,8 @@ logging._srcfile = None
 class JSONLines(logging.Formatter):
     """Formats a record as one JSON object.
 
-    What a caller passes as `extra={"fields": {...}}` becomes members of the object. Of an exception only the type and
-    the places in the code are written: its text may quote what a client sent.
+    The members of `extra={"fields": {...}}` become members of the object. An exception is its type and the places in
+    the code: its text may quote a client.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -36,7 +36,7 @@ class JSONLines(logging.Formatter):
 
 
 class StandardError(logging.Handler):
-    """Writes to what sys.stderr is at the time, which a supervisor or a test may have replaced."""
+    """Writes to the current sys.stderr, which a supervisor or a test may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -46,14 +46,14 @@ class StandardError(logging.Handler):
 
 
 def write(logger: str, message: str, fields: dict[str, Any]) -> None:
-    """Write a line of level info: what is written for every request need not pass through records and handlers."""
-    # As logging has it: that a line can't be written is no reason to fail.
+    """Write a line of level info without a log record and handlers: quicker, for the line of each request."""
+    # Like a logging handler, it does not fail when the line can't be written.
     with contextlib.suppress(OSError, ValueError):
         _write(_line(time.time(), "info", logger, message, fields))
 
 
 def _write(line: str) -> None:
-    # In one piece, so that lines of several processes don't mix.
+    # One write for the whole line, so that lines of several processes don't mix.
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -67,12 +67,12 @@ def _line(moment: float, level: str, logger: str, message: str, fields: dict[str
         **fields,
     }
     text = orjson.dumps(line).decode()
-    # Escapes what is not ASCII: a terminal may take it for a command, a file may be of another encoding.
+    # Other characters are escaped: a terminal may interpret them, and a file may have another encoding.
     return text if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 
 def config(level: str) -> dict[str, Any]:
-    """The logging configuration (`logging.config.dictConfig`) of a worker, of gunicorn and of the command line."""
+    """Return the configuration for `logging.config.dictConfig` of a worker, of gunicorn and of the command line."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -81,7 +81,7 @@ def config(level: str) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "propagate": True, "handlers": []},
-            # It may quote the address of a collector with its password; app/telemetry/tracing.py logs its failures.
+            # It may quote a collector's address with its password; app/telemetry/tracing.py logs the failures.
             "opentelemetry": {"level": "CRITICAL"},
             "authlib": {"level": "WARNING"},
             "psycopg.pool": {"level": "ERROR"},
