@@ -1,4 +1,4 @@
-"""Field types of what clients send, as strict as the database and JSON themselves."""
+"""Field types of bodies: as strict as JSON, the contract and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.api.schemas import Answer as Answer
 from app.api.schemas import Schema as Schema
 from app.api.text import sanitize as sanitize
 
-# 2015-01-01T00:00:00Z, and how far a client's clock may run ahead.
+# 2015-01-01T00:00:00Z, and the time that a client's clock may be ahead of ours.
 EARLIEST_MS = 1_420_070_400_000
 AHEAD_MS = 24 * 3600 * 1000
 MAX_LIST = 1000
@@ -55,7 +55,7 @@ class Text(RequestField[str]):
 
 
 class Pattern(RequestField[str]):
-    """Text of one form, the whole of it."""
+    """Text that matches a regular expression as a whole."""
 
     default_error_messages = {"invalid": "Not a valid value."}
 
@@ -79,7 +79,7 @@ class Identifier(Pattern):
 
 
 class Uuid(Pattern):
-    """A UUID in its canonical form (RFC 9562), in lower case from here on."""
+    """A UUID in its canonical form (RFC 9562); it is stored in lower case."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(_UUID, "Not a valid UUID.", **kwargs)
@@ -90,7 +90,7 @@ class Uuid(Pattern):
 
 
 class Choice(RequestField[str]):
-    """One of a few words."""
+    """One word of a fixed list."""
 
     default_error_messages = {"invalid": "Must be one of: {choices}."}
 
@@ -128,7 +128,7 @@ def is_plausible(epoch_ms: int) -> bool:
 
 
 def uuid7_time(text: str) -> int | None:
-    """Epoch milliseconds that a UUIDv7 carries (RFC 9562, section 5.7); None for any other UUID."""
+    """Return the time in a UUIDv7 (RFC 9562, section 5.7), in epoch milliseconds; None for any other UUID."""
     value = uuid.UUID(text)
     return value.int >> 80 if value.version == 7 and value.variant == uuid.RFC_4122 else None
 
@@ -179,7 +179,7 @@ class Json(RequestField[Any]):
 
 
 class Addresses(RequestField[list[str]]):
-    """A list of MAC or of IP addresses, kept as written."""
+    """A list of MAC or of IP addresses, stored as written."""
 
     default_error_messages = {
         "invalid": "Must be a list of strings.",

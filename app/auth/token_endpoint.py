@@ -6,10 +6,6 @@ import logging
 from typing import Any
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
-from authlib.integrations.flask_oauth2.requests import (
-    FlaskOAuth2Payload,
-    FlaskOAuth2Request,
-)
 from authlib.oauth2.rfc6749 import OAuth2Request
 from authlib.oauth2.rfc6749.errors import (
     InvalidClientError,
@@ -19,6 +15,7 @@ from authlib.oauth2.rfc6749.errors import (
     UnsupportedGrantTypeError,
 )
 from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
+from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
 from flask import Flask, Response, current_app, g, json
 from flask import request as flask_request
@@ -57,18 +54,21 @@ class AccessTokens(JWTBearerTokenGenerator):
         return {"cnf": {"jkt": client.key.thumbprint}}
 
 
-class _FormOnly(FlaskOAuth2Payload):
-    @property
-    def data(self) -> Any:
-        return self._request.form
+class _TokenRequest(OAuth2Request):
+    """The current request to Authlib: its parameters count in the form alone (RFC 6749, section 2.3.1)."""
 
-
-class _TokenRequest(FlaskOAuth2Request):
     def __init__(self) -> None:
         # The public address: Authlib requires https, and a proxy may terminate TLS.
-        OAuth2Request.__init__(self, flask_request.method, auth.token_endpoint, headers=flask_request.headers)
-        self._request = flask_request
-        self.payload = _FormOnly(flask_request)
+        super().__init__(flask_request.method, auth.token_endpoint, headers=flask_request.headers)
+        self.payload = BasicOAuth2Payload(flask_request.form)
+
+    @property
+    def args(self) -> Any:
+        return {}
+
+    @property
+    def form(self) -> Any:
+        return flask_request.form
 
 
 class TokenEndpoint(AuthorizationServer):

@@ -1,4 +1,4 @@
-"""flask audit list, and how every other command leaves an entry."""
+"""flask audit list, and the entries of all other commands."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def entry(action: str, target: str | None, **details: Any) -> dict[str, Any]:
 
 
 def note(action: str, target: str | None, **details: Any) -> None:
-    """Note what is about to be done outside the database: when it can't be noted, it must not be done."""
+    """Record an action outside the database before it happens, so that no action goes without an entry."""
     owner.run(INSERT_ENTRY, **entry(action, target, **details))
 
 
 def audited(action: str, target: str, wanted: Statement, **parameters: Any) -> list[dict[str, Any]]:
-    """Run an operator's statement and note it, in one transaction. What finds no row did nothing, and is not noted."""
+    """Run an operator's statement and record it, in one transaction. A statement that finds no row is not recorded."""
     noted = entry(action, target)
 
     def work(run: Any) -> list[dict[str, Any]]:
@@ -48,17 +48,17 @@ def audited(action: str, target: str, wanted: Statement, **parameters: Any) -> l
 
 
 def _operator() -> str:
-    """Who is at the keyboard: before sudo, if that is how they came."""
+    """Return the name of the operator: with sudo, of the user who called it."""
     try:
         return sanitize(os.environ.get("SUDO_USER") or getpass.getuser())
     except (KeyError, OSError):
-        # A container's user may have no name.
+        # The user of a container may have no name.
         return f"uid {os.getuid()}"
 
 
 @group()
 def audit() -> None:
-    """The audit log: what operators did."""
+    """The audit log: the actions of operators."""
 
 
 @audit.command("list")
@@ -66,5 +66,5 @@ def audit() -> None:
 @as_json
 @with_database
 def list_(limit: int, as_json: bool) -> None:
-    """List what operators did, newest first."""
+    """List the actions of operators, newest first."""
     show(owner.run(SELECT_ENTRIES, amount=limit), ("at", "actor", "action", "target", "details"), as_json)

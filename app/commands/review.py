@@ -1,4 +1,4 @@
-"""flask review: what a DBA reviews before this runs on their server, and looks up afterwards."""
+"""flask review: a description of the database for the DBA who approves it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _tables(connection: Connection) -> Iterator[str]:
 
 def _grants(connection: Connection) -> Iterator[str]:
     yield "## Grants"
-    yield "\nBeside what owners may. A partition needs none: whoever may use its table reaches it through that."
+    yield "\nThe privileges of owners are left out. A partition has none of its own: it is read through its table."
     grants = connection.execute(SELECT_GRANTS.text).fetchall()
     yield from markdown.table(
         ("table or function", "role", "privileges"),
@@ -150,10 +150,10 @@ def _statements(connection: Connection, urls: list[str]) -> Iterator[str]:
                 if reviewer.plan(other, name):
                     may[name].append(role)
     yield "## Statements"
-    yield "\nAll that the service and the command line send; plans are those for any values (generic), which a prepared"
-    yield "statement may get from its sixth use on. Who may run it: the roles for which PostgreSQL plans it."
+    yield "\nAll statements of the service and of the command line. Plans are generic: for any values, which a prepared"
+    yield "statement may get from its sixth use on. A role may run a statement when PostgreSQL plans it for that role."
     if unknown:
-        yield f"\nNot asked as {', '.join(unknown)}: this connection may not become them, or they are not there."
+        yield f"\nNot asked as {', '.join(unknown)}: this connection may not become them, or they do not exist."
     for name in may:
         lines = (FOLDER / f"{name}.sql").read_text(encoding="utf-8").splitlines()
         end = next(number for number, line in enumerate(lines) if not line.startswith("--"))

@@ -36,8 +36,8 @@ ORDER BY sum(total_exec_time) DESC
 def migrations(connection: Connection) -> Iterator[str]:
     applied = {row["migration_id"] for row in connection.execute(SELECT_MIGRATIONS.text).fetchall()}
     yield "## Migrations"
-    yield "\nEach is one transaction with its note that it is applied. It waits for a lock for"
-    yield f"{schema.LOCK_TIMEOUT} at most, up to {schema.MAX_TRIES} times, so that writers behind it go on."
+    yield "\nEach migration and its record in the log of migrations are one transaction. It waits for a lock for"
+    yield f"{schema.LOCK_TIMEOUT} at most, up to {schema.MAX_TRIES} times, so that it never blocks writers for long."
     yield from markdown.table(
         ("migration", "state", "what, and which locks"),
         ((markdown.code(name), "applied" if name in applied else "pending", _header(name)) for name in schema.names()),
@@ -54,10 +54,10 @@ def settings(connection: Connection) -> Iterator[str]:
     is_set = {row["name"]: row for row in connection.execute(SELECT_SETTINGS.text).fetchall()}
     hidden = {"value": "?", "needs_restart": False}
     yield "## Settings of the server"
-    yield "\nAs in `config/postgresql.conf`, which can be included; what is in brackets depends on the machine, ? is"
-    yield "what this role may not see."
+    yield "\nThe values of `config/postgresql.conf`, which can be included. A value in brackets depends on the"
+    yield "machine; a question mark stands for a value that this role may not see."
     yield from markdown.table(
-        ("setting", "to be", "is here", "why"),
+        ("setting", "recommended", "this server", "reason"),
         (
             (
                 markdown.code(name) + (", after a restart" if is_set.get(name, hidden)["needs_restart"] else ""),
@@ -72,7 +72,7 @@ def settings(connection: Connection) -> Iterator[str]:
 
 
 def wanted() -> Iterator[tuple[str, str, bool, str]]:
-    """The settings of config/postgresql.conf: name, value, whether it depends on the machine, why."""
+    """Yield each setting of config/postgresql.conf: name, value, whether it depends on the machine, reason."""
     for block in (ROOT / "config" / "postgresql.conf").read_text(encoding="utf-8").split("\n\n")[1:]:
         lines = block.splitlines()
         why = " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
@@ -83,9 +83,8 @@ def wanted() -> Iterator[tuple[str, str, bool, str]]:
 
 def statistics(connection: Connection) -> Iterator[str]:
     yield "## Where the time goes"
-    yield "\nThe name of a file is a comment behind the first word of what is sent, so pg_stat_activity shows it, and"
-    yield "pg_stat_statements, which from PostgreSQL 18 on cuts off what comes before the first word. Where that"
-    yield "extension is there, this says to a member of pg_read_all_stats which files take the time:\n"
+    yield "\nEach statement names its file in a comment behind its first word. pg_stat_activity shows the comment,"
+    yield "and so does pg_stat_statements. With that extension, a member of pg_read_all_stats sees the slowest files:\n"
     yield from markdown.block("sql", STATISTICS.strip() + ";")
     # A row without columns is an empty dict, which is false.
     if connection.execute("SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'").fetchone() is None:

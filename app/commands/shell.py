@@ -98,8 +98,9 @@ class OperatorCommand(click.Command):
             return words
         options, arguments = self._split(words, needed)
         if len(arguments) < needed:
-            # Every word looked like an option: the first ones are the arguments.
-            arguments, rest = words[:needed], words[needed:]
+            # Every word looked like an option: the first ones are the arguments, or a `--` that nothing follows.
+            is_last = words[-1:] == ["--"]
+            arguments, rest = (["--"], words[:-1]) if is_last else (words[:needed], words[needed:])
             options, more = self._split(rest, 0)
             arguments += more
         return [*options, "--", *arguments]

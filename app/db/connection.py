@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import psycopg
-from gevent import Timeout, get_hub, monkey
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 
@@ -24,7 +24,7 @@ class Connection(psycopg.Connection[DictRow]):
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         seconds = self.silence_seconds if timeout is None else timeout
         try:
-            if monkey.is_module_patched("select"):
+            if _is_cooperative():
                 return _wait_in_greenlet(gen, self.pgconn.socket, seconds)
             return super().wait(gen, interval, seconds)
         except psycopg.OperationalError:
@@ -34,11 +34,20 @@ class Connection(psycopg.Connection[DictRow]):
             raise
 
 
+def _is_cooperative() -> bool:
+    """Whether this process is a worker, where gevent has patched blocking calls. A command never imports gevent."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and monkey.is_module_patched("select")
+
+
 def _wait_in_greenlet(gen: Any, fileno: int, seconds: float | None) -> Any:
     """As psycopg.waiting.wait, on gevent's own loop. psycopg would call a patched poll, which costs several times more.
 
     gen: yields what it waits for, psycopg.waiting's Wait, whose bits are those of gevent's watchers.
     """
+    # Loaded in a worker already; a command does without.
+    from gevent import Timeout, get_hub
+
     hub = get_hub()
     try:
         wanted = next(gen)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
+from psycopg.rows import dict_row
 
 from app.db import partitions
 from app.db.advisory_locks import try_lock

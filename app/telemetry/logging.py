@@ -29,8 +29,8 @@ logging._srcfile = None
 class JSONLines(logging.Formatter):
     """Formats a record as one JSON object.
 
-    What a caller passes as `extra={"fields": {...}}` becomes members of the object. Of an exception only the type and
-    the places in the code are written: its text may quote what a client sent.
+    The members of `extra={"fields": {...}}` become members of the object. An exception is its type and the places in
+    the code: its text may quote a client.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -53,8 +53,8 @@ class StandardError(logging.Handler):
 
 
 def write(logger: str, message: str, fields: dict[str, Any]) -> None:
-    """Write a line of level info: what is written for every request need not pass through records and handlers."""
-    # As logging has it: that a line can't be written is no reason to fail.
+    """Write a line of level info without a log record and handlers: quicker, for the line of each request."""
+    # Like a logging handler, it does not fail when the line can't be written.
     with contextlib.suppress(OSError, ValueError):
         OUTPUT.write(_line(time.time(), "info", logger, message, fields))
 
@@ -84,7 +84,7 @@ def _line(moment: float, level: str, logger: str, message: str, fields: dict[str
         **fields,
     }
     text = orjson.dumps(line).decode()
-    # Escapes what is not ASCII: a terminal may take it for a command, a file may be of another encoding.
+    # Other characters are escaped: a terminal may interpret them, and a file may have another encoding.
     return text if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 

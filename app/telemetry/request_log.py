@@ -1,4 +1,4 @@
-"""One line a request: time, request id, route, status, milliseconds, device. Never a body, a token or a key."""
+"""One log line for each request: request id, route, status, milliseconds, device; never a body, a token or a key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _end(response: Response) -> Response:
     context = g._get_current_object()
     response.headers["X-Request-ID"] = context.request_id
     asked = request._get_current_object()  # type: ignore[attr-defined]
-    # The rule, not the path: what somebody asks for may be anything. Nor any method that isn't one.
+    # The rule and a known method: a path and a method that a client makes up may be anything.
     route = asked.url_rule.rule if asked.url_rule else None
     method = asked.method if asked.method in METHODS else "other"
     principal = context.get("principal")
@@ -44,7 +44,7 @@ def _end(response: Response) -> Response:
 
 
 def request_id(given: str | None) -> str:
-    """What the client calls its request if that is fit to be repeated, else a new name."""
+    """Return the client's X-Request-ID if it is valid, else a new id."""
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 

@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry, sent over OTLP/HTTP: a span for each request under /api/ and for each of its statements.
 
-Imported only where a collector is named; OpenTelemetry's own variables (OTEL_*) say the rest. No span carries a body, a
-parameter, a token, a host or an address, nor the text of an error, which may quote a row.
+Imported only when a collector is configured; OpenTelemetry's own variables (OTEL_*) configure the rest. No span has a
+body, a parameter, a token, a host or an address, nor the text of an error, which may quote a row.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Requests:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         if not path.startswith("/api/"):
             return self._app(environ, start_response)
-        # Of what a client sends, only the ids (W3C Trace Context): tracestate and baggage may be anything.
+        # Of a client's trace context only the ids (W3C Trace Context): tracestate and baggage may be anything.
         parent = self._propagator.extract({"traceparent": environ.get("HTTP_TRACEPARENT", "")})
         method = method if method in request_log.METHODS else "_OTHER"
         route = self._route(path, method)
@@ -74,7 +74,7 @@ class _Requests:
             return self._app(environ, begin)
 
     def _route(self, path: str, method: str) -> str | None:
-        """The rule, never the path, which may be anything."""
+        """Return the rule; a path may be anything."""
         try:
             rule, _ = self._url_map.bind("watchpost").match(path, method, return_rule=True)
         except HTTPException:
@@ -106,7 +106,7 @@ def _statement_span(tracer: trace.Tracer) -> Callable[[str], AbstractContextMana
 
 
 class _Exporter(OTLPSpanExporter):
-    """Says once that the collector is away, and once that it is back; OpenTelemetry's own loggers are silent."""
+    """Logs once that the collector is away, and once that it is back; OpenTelemetry's own loggers are off."""
 
     _is_away = False
 

@@ -216,7 +216,7 @@ def test_every_command_prints_json_when_asked(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "device_id", ["-7c41d6", "--", "-", "--help", "--json", "-h", "--limit=5", "--device", "---", "-x=1"]
+    "device_id", ["-7c41d6", "-", "--help", "--json", "-h", "--limit=5", "--device", "---", "-x=1"]
 )
 def test_a_device_id_is_never_taken_for_an_option(
     device_id: str, done: Done, register: Callable[..., Agent], rows: Rows
@@ -235,6 +235,14 @@ def test_a_device_id_is_never_taken_for_an_option(
     assert rows("SELECT device_id, reason FROM legal_holds") == [{"device_id": device_id, "reason": "-r"}]
     done("device", "erase", device_id, "--reason", "--help")
     assert rows("SELECT target FROM audit_log WHERE action = 'device.erased'") == [{"target": device_id}]
+
+
+def test_a_device_may_be_called_as_the_end_of_options(done: Done, register: Callable[..., Agent], rows: Rows) -> None:
+    register(Agent("--"))
+    for words in (["--"], ["--", "--"], ["--json", "--"], ["--json", "--", "--"]):
+        assert "host-of---" in done("device", "show", *words)
+    done("device", "revoke", "--")
+    assert rows("SELECT revoked_at IS NOT NULL AS revoked FROM devices") == [{"revoked": True}]
 
 
 @pytest.mark.parametrize("name", ["-anna", "--help", "--json", "--reason="])

@@ -109,7 +109,7 @@ def test_a_wrong_setting_is_one_line(program: list[str], environment: dict[str, 
     assert execute([*program, "device", "--help"], {**environment, "WATCHPOST_WORKERS": "x"}).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["authlib", "flask_smorest", "webargs", "apispec", "yoyo"])
+@pytest.mark.parametrize("module", ["authlib", "flask_smorest", "webargs", "apispec", "marshmallow", "yoyo", "gevent"])
 def test_a_command_does_not_import_what_only_the_service_needs(module: str, environment: dict[str, str]) -> None:
     done = execute([sys.executable, "-X", "importtime", "-m", "app", "device", "list"], environment)
     assert done.returncode == 0, done.stderr

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app import __version__
 from config import sources
 from config.settings import SettingError, load, prepare_start, unknown_variables
-from tests.support.service import Service
+from tests.support.service import Service, serving
 
 
 @pytest.fixture
@@ -212,3 +214,33 @@ def test_known_variables_are_not_warned_of(tmp_path: Path) -> None:
 def test_an_unknown_variable_of_the_file_is_named(default_file: Path) -> None:
     default_file.write_text("WATCHPOST_POOL=3\n")
     assert [sentence.split()[0] for sentence in unknown_variables({})] == ["WATCHPOST_POOL"]
+
+
+def test_a_service_says_its_version_and_names_unknown_variables(folder: Path, database_url: str) -> None:
+    with serving(folder, database_url=database_url, databse_url="sesame") as service:
+        lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+        assert lines[0]["version"] == __version__
+        assert service.get("/livez").json == {"status": "ok", "version": __version__}
+        assert service.get("/openapi.json").json["info"]["version"] == __version__
+        (warning,) = [line for line in lines if "WATCHPOST_DATABSE_URL" in line["message"]]
+        assert (warning["level"], warning["message"].endswith("did you mean WATCHPOST_DATABASE_URL?")) == (
+            "warning",
+            True,
+        )
+        assert "sesame" not in service.log.read_text()
+
+
+@pytest.mark.parametrize("content", [None, "", '{"keys": ['])
+def test_a_service_does_not_start_without_usable_signing_keys(
+    content: str | None, folder: Path, database_url: str
+) -> None:
+    path = folder / "keys.json"
+    if content is not None:
+        path.write_text(content)
+    service = Service(folder, database_url=database_url, signing_keys=path)
+    try:
+        assert service.process.wait(60) != 0
+    finally:
+        service.kill_everything()
+    assert str(path) in service.log.read_text()
+    assert (path.read_text() if path.exists() else None) == content
