@@ -152,7 +152,7 @@ class Supervisor:
             if not select.select([self._probe], [], [], 0)[0]:
                 return False
             answer = self._probe.recv(100)
-        except OSError:
+        except (OSError, ValueError):
             answer = b""
         if self._probe is not None:
             self._probe.close()
