@@ -56,8 +56,13 @@ def locks_of_migrations(connection: psycopg.Connection[Any]) -> dict[str, dict[s
             if not connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                 connection.execute(f"INSERT INTO {table} {SOME_ROWS[table]} FROM generate_series(1, 1000) AS n")
         taken[name] = {}
+        text = (migrations.FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+        if "-- transactional: false" in text:
+            # It holds its locks for as long as it works, and none of those that make others wait.
+            connection.execute(text)  # type: ignore[arg-type]
+            continue
         with connection.transaction():
-            connection.execute((migrations.FOLDER / f"{name}.sql").read_text(encoding="utf-8"))  # type: ignore[arg-type]
+            connection.execute(text)  # type: ignore[arg-type]
             for table, mode in connection.execute(LOCKS, [list(there)]).fetchall():
                 taken[name].setdefault(table, set()).add(mode)
     return taken

@@ -148,7 +148,6 @@ class Json(RequestField[Any]):
         self.json_schema: dict[str, Any] = {"type": [json_types[type_] for type_ in types]}
         if of:
             self.json_schema |= {"items": {"type": [json_types[type_] for type_ in of]}, "maxItems": MAX_LIST}
-        self.error_messages["same"] = "Two keys are the same once unstorable characters are replaced."
 
     def read(self, value: Any) -> Any:
         if not isinstance(value, self.types):
@@ -172,10 +171,21 @@ class Json(RequestField[Any]):
             return [self._sanitize(item) for item in node]
         if isinstance(node, dict):
             clean = {sanitize(key): self._sanitize(item) for key, item in node.items()}
-            if len(clean) != len(node):
-                raise self.make_error("same")
-            return clean
+            return clean if len(clean) == len(node) else self._numbered(node)
         return node
+
+    def _numbered(self, node: dict[str, Any]) -> dict[str, Any]:
+        """An object of which two keys become equal: the later ones are called `key#2`, `key#3`, ..."""
+        clean: dict[str, Any] = {}
+        names = {sanitize(key) for key in node}
+        numbers: dict[str, int] = {}
+        for key, item in node.items():
+            name = wanted = sanitize(key)
+            while name in clean or (name != wanted and name in names):
+                numbers[wanted] = numbers.get(wanted, 1) + 1
+                name = f"{wanted}#{numbers[wanted]}"
+            clean[name] = self._sanitize(item)
+        return clean
 
 
 class Addresses(RequestField[list[str]]):
