@@ -195,10 +195,20 @@ class Service:
         return self.process.wait(seconds)
 
     def kill_everything(self) -> None:
-        """Kill all of its processes, however the test ended."""
+        """End all that is left of it, for tests that end in any way; its embedded server is stopped by the guard."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(60)
+        deadline = time.monotonic() + 20
+        while self.is_supervised and self._has_server() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _has_server(self) -> bool:
+        pid_file = Path(self.environment["WATCHPOST_DATA_DIR"], "postgresql", "postmaster.pid")
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
+            return process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
