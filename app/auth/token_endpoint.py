@@ -69,7 +69,7 @@ def query_client(device_id: str) -> DeviceClient | None:
     """The device. One that there is not gets a key that nobody has, so that to refuse it takes as long."""
     if not jws.is_name(device_id, 128):
         return None
-    [found] = db.run(SELECT_KEY, device_id=device_id, nobodys_key=NOBODYS_KEYS[SIGNING_ALGORITHM].pem)
+    [found] = db.run(SELECT_KEY, device_id=device_id, dummy_key=NOBODYS_KEYS[SIGNING_ALGORITHM].pem)
     if not found["is_known"]:
         g.refused = "unknown_device"
     return DeviceClient(device_id, device_key(found["public_key_pem"]), found["is_revoked"])

@@ -268,10 +268,10 @@ class Database:
         answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
         asked: Sequence[int] = range(len(rows))
         for number in range(MOST_PASSES):
-            text = dumps([{"ord": ord, **rows[ord]} for ord in asked])
+            text = dumps([{"ordinal": ordinal, **rows[ordinal]} for ordinal in asked])
             for found in self._execute(connection, write.again if number % 2 else write.statement, {"rows": text}):
-                answers[found.pop("ord")].update(found)
-            asked = [ord for ord in asked if answers[ord]["outcome"] is None]
+                answers[found.pop("ordinal")].update(found)
+            asked = [ordinal for ordinal in asked if answers[ordinal]["outcome"] is None]
             if not asked:
                 return answers
         raise problems.Unavailable()

@@ -3,20 +3,20 @@
 -- device_id   text
 -- jti         text
 -- use_id      uuid  the request that uses it
--- expires_at  double precision  epoch seconds until which it must be remembered
+-- expires_at  double precision  epoch seconds until which its use is stored
 --
 -- Returns  one row when this is the first use: jti
 -- Index    client_assertions_pkey, client_assertions_expires_at_idx
--- Locks    the new row, and at most 10 rows that expired minutes ago and that nobody else is deleting
+-- Locks    the new row, and at most 10 expired rows that no other session is deleting
 -- Load     one call for each access token that is asked for
-WITH forgotten AS (
+WITH deleted AS (
     DELETE FROM client_assertions
     WHERE (device_id, jti) IN (
         SELECT
             expired.device_id,
             expired.jti
         FROM client_assertions AS expired
-        -- Whether an assertion has expired is decided by another machine's clock, which may be behind this one.
+        -- The application's clock decides whether an assertion has expired, and may be behind the database's.
         WHERE expired.expires_at < now() - interval '5 minutes'
         ORDER BY expired.expires_at
         LIMIT 10

@@ -1,23 +1,23 @@
--- Find out which of the given browser instances belong to another device.
+-- Find the input's browser instances that belong to another device. Changes nothing.
 --
 -- rows  json  array of objects, as upsert_instances takes them
 --
--- Returns  a row for each given row whose instance belongs to another device: ord, outcome (instance_conflict)
+-- Returns  a row for each input row whose instance belongs to another device: ordinal, outcome (instance_conflict)
 -- Index    browser_instances_pkey
--- Load     only when devices of one set claim the same instance
-WITH given AS (
+-- Load     only when devices of one batch claim the same instance
+WITH input AS (
     SELECT
-        r.ord,
+        r.ordinal,
         r.instance_id,
         r.device_id
-    FROM json_to_recordset(%(rows)s::json) AS r (ord int, instance_id text, device_id text)
-    -- True of every row. The planner takes it for a sign of few, and so looks instances up by key.
-    WHERE r.ord BETWEEN 0 AND 100000
+    FROM json_to_recordset(%(rows)s::json) AS r (ordinal int, instance_id text, device_id text)
+    -- Always true. It lowers the row estimate: without it, a batch scans instances instead of using the index.
+    WHERE r.ordinal BETWEEN 0 AND 100000
 )
 
 SELECT
-    given.ord,
+    input.ordinal,
     'instance_conflict' AS outcome
-FROM given
-INNER JOIN browser_instances ON given.instance_id = browser_instances.instance_id
-WHERE browser_instances.device_id != given.device_id;
+FROM input
+INNER JOIN browser_instances ON input.instance_id = browser_instances.instance_id
+WHERE browser_instances.device_id != input.device_id;

@@ -1,48 +1,49 @@
--- Register browser instances, or update what was given of them. A retry changes nothing more.
+-- Register browser instances, or update their metadata. A retry changes nothing more.
 --
--- rows  json  array of objects; fields and types are those of `given`; ord counts from 0; a field that is null was not
---             given
+-- rows  json  array of objects; fields and types are those of `input`; ordinal from 0; a field that is null is absent
 --
--- Returns  a row for each given row whose device is known: ord, discovered_at, created_at, last_seen,
+-- Returns  a row for each input row whose device is known: ordinal, discovered_at, created_at, last_seen,
 --          outcome (created | updated | device_revoked | instance_conflict: it belongs to another device |
---          null: another device in the set claims the same instance and was refused; select_owners tells)
+--          null: another device in the batch claims the same instance and was refused; select_owners tells)
 -- Index    devices_pkey, browser_instances_pkey
 -- Locks    the instances' rows, in key order
--- Load     one call a shared commit, 1 to 1,000 rows
-WITH given AS (
+-- Load     one call a group commit, 1 to 1,000 rows
+WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ord int, instance_id text, device_id text, browser_name text, browser_version text, profile_name text,
+        ordinal int, instance_id text, device_id text, browser_name text, browser_version text, profile_name text,
         profile_path text, extension_id text, extension_version text, discovered_at bigint
     )
-    -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
-    WHERE r.ord BETWEEN 0 AND 100000
+    -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
+    WHERE r.ordinal BETWEEN 0 AND 100000
 ),
 
 known AS (
     SELECT
-        given.*,
+        input.*,
         devices.revoked_at
-    FROM given
-    INNER JOIN devices ON given.device_id = devices.device_id
+    FROM input
+    INNER JOIN devices ON input.device_id = devices.device_id
 ),
 
--- A set may name an instance more than once: of each field the last that was given counts.
+-- A batch may name an instance more than once: of each field the last value counts.
 merged AS (
     SELECT
         instance_id,
         device_id,
-        min(ord) AS ord,
-        row_number() OVER (PARTITION BY instance_id ORDER BY min(ord)) AS turn,
-        (array_agg(browser_name ORDER BY ord DESC) FILTER (WHERE browser_name IS NOT NULL))[1] AS browser_name,
-        (array_agg(browser_version ORDER BY ord DESC) FILTER (WHERE browser_version IS NOT NULL))[1] AS browser_version,
-        (array_agg(profile_name ORDER BY ord DESC) FILTER (WHERE profile_name IS NOT NULL))[1] AS profile_name,
-        (array_agg(profile_path ORDER BY ord DESC) FILTER (WHERE profile_path IS NOT NULL))[1] AS profile_path,
-        (array_agg(extension_id ORDER BY ord DESC) FILTER (WHERE extension_id IS NOT NULL))[1] AS extension_id,
+        min(ordinal) AS ordinal,
+        row_number() OVER (PARTITION BY instance_id ORDER BY min(ordinal)) AS occurrence,
+        (array_agg(browser_name ORDER BY ordinal DESC) FILTER (WHERE browser_name IS NOT NULL))[1] AS browser_name,
         (
-            array_agg(extension_version ORDER BY ord DESC) FILTER (WHERE extension_version IS NOT NULL)
+            array_agg(browser_version ORDER BY ordinal DESC) FILTER (WHERE browser_version IS NOT NULL)
+        )[1] AS browser_version,
+        (array_agg(profile_name ORDER BY ordinal DESC) FILTER (WHERE profile_name IS NOT NULL))[1] AS profile_name,
+        (array_agg(profile_path ORDER BY ordinal DESC) FILTER (WHERE profile_path IS NOT NULL))[1] AS profile_path,
+        (array_agg(extension_id ORDER BY ordinal DESC) FILTER (WHERE extension_id IS NOT NULL))[1] AS extension_id,
+        (
+            array_agg(extension_version ORDER BY ordinal DESC) FILTER (WHERE extension_version IS NOT NULL)
         )[1] AS extension_version,
-        (array_agg(discovered_at ORDER BY ord DESC) FILTER (WHERE discovered_at IS NOT NULL))[1] AS discovered_at
+        (array_agg(discovered_at ORDER BY ordinal DESC) FILTER (WHERE discovered_at IS NOT NULL))[1] AS discovered_at
     FROM known
     WHERE revoked_at IS NULL
     GROUP BY instance_id, device_id
@@ -57,7 +58,7 @@ stored AS (
         instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
         extension_version, discovered_at
     FROM merged
-    WHERE turn = 1
+    WHERE occurrence = 1
     ORDER BY instance_id
     ON CONFLICT (instance_id) DO UPDATE SET
         browser_name = coalesce(excluded.browser_name, b.browser_name),
@@ -74,19 +75,19 @@ stored AS (
 )
 
 SELECT
-    known.ord,
+    known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
-        WHEN merged.turn > 1 AND stored.instance_id IS NULL THEN NULL
-        WHEN merged.turn > 1 OR stored.instance_id IS NULL THEN 'instance_conflict'
-        WHEN stored.inserted AND known.ord = merged.ord THEN 'created'
+        WHEN merged.occurrence > 1 AND stored.instance_id IS NULL THEN NULL
+        WHEN merged.occurrence > 1 OR stored.instance_id IS NULL THEN 'instance_conflict'
+        WHEN stored.inserted AND known.ordinal = merged.ordinal THEN 'created'
         ELSE 'updated'
     END AS outcome,
     stored.discovered_at,
     stored.created_at,
     stored.last_seen
 FROM known
--- Full, though known has a row for each of theirs: the planner takes the set for one row, and would look through all of
--- them again for each of a thousand. Full joins are hashed or merged.
+-- The planner expects one row and would run a left join as a nested loop, quadratic in the batch. Full joins are hashed
+-- or merged; `known` has a row for each of theirs, so the result is the same.
 FULL JOIN merged ON known.instance_id = merged.instance_id AND known.device_id = merged.device_id
 FULL JOIN stored ON merged.instance_id = stored.instance_id;

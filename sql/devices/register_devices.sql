@@ -1,22 +1,22 @@
 -- Register devices by their public keys. A retry with the same key updates the metadata and spends no enrolment.
 --
--- rows  json  array of objects; fields and types are those of `given`; ord counts from 0; event_id and detected_at are
+-- rows  json  array of objects; fields and types are those of `input`; ordinal from 0; event_id and detected_at are
 --             for the compliance event that a conflict leaves behind
 --
--- Returns  a row for each given row: ord, registered_at,
+-- Returns  a row for each input row: ordinal, registered_at,
 --          outcome (created | updated | key_conflict | device_revoked | enrollment_unknown | enrollment_revoked |
 --          enrollment_expired | enrollment_used_up | null: another registration went first; ask again)
 -- Index    enrollments_pkey, devices_pkey, devices_key_thumbprint_key, compliance_events_pkey
 -- Locks    the enrolments' rows, so that uses are counted exactly; then the devices' rows; each in key order
--- Load     one call a shared commit, 1 to 500 rows, once in a device's life
-WITH given AS (
+-- Load     one call a group commit, 1 to 500 rows, once in a device's life
+WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ord int, enrollment_id uuid, device_id text, public_key_pem text, key_thumbprint text, hostname text,
+        ordinal int, enrollment_id uuid, device_id text, public_key_pem text, key_thumbprint text, hostname text,
         macs json, ips json, os jsonb, browsers jsonb, registered_at bigint, event_id uuid, detected_at bigint
     )
-    -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
-    WHERE r.ord BETWEEN 0 AND 100000
+    -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
+    WHERE r.ordinal BETWEEN 0 AND 100000
 ),
 
 enrollment AS (
@@ -27,7 +27,7 @@ enrollment AS (
         uses,
         max_uses - uses AS uses_left
     FROM enrollments
-    WHERE enrollment_id IN (SELECT given.enrollment_id FROM given)
+    WHERE enrollment_id IN (SELECT input.enrollment_id FROM input)
     ORDER BY enrollment_id
     FOR UPDATE
 ),
@@ -38,30 +38,30 @@ enrollment AS (
 -- full joins are hashed or merged, others would look through all rows again for each.
 same_device AS MATERIALIZED (
     SELECT
-        given.ord,
+        input.ordinal,
         devices.device_id,
         devices.key_thumbprint,
         devices.revoked_at
-    FROM given
-    INNER JOIN devices ON given.device_id = devices.device_id
+    FROM input
+    INNER JOIN devices ON input.device_id = devices.device_id
 ),
 
 same_key AS MATERIALIZED (
     SELECT
-        given.ord,
+        input.ordinal,
         devices.device_id
-    FROM given
-    INNER JOIN devices ON given.key_thumbprint = devices.key_thumbprint
+    FROM input
+    INNER JOIN devices ON input.key_thumbprint = devices.key_thumbprint
 ),
 
 judged AS (
     SELECT
-        given.*,
+        input.*,
         enrollment.uses_left,
         -- Others registered while this waited for the lock, and may have been these very devices.
         enrollment.uses != enrollment_before.uses AS is_stale,
         CASE
-            WHEN same_device.key_thumbprint != given.key_thumbprint THEN same_device.device_id
+            WHEN same_device.key_thumbprint != input.key_thumbprint THEN same_device.device_id
             ELSE same_key.device_id
         END AS existing_device_id,
         CASE
@@ -69,27 +69,29 @@ judged AS (
             WHEN enrollment.revoked_at IS NOT NULL THEN 'enrollment_revoked'
             WHEN enrollment.expires_at < now() - interval '60 seconds' THEN 'enrollment_expired'
             WHEN same_device.revoked_at IS NOT NULL THEN 'device_revoked'
-            WHEN same_device.key_thumbprint != given.key_thumbprint THEN 'key_conflict'
-            WHEN same_key.device_id != given.device_id THEN 'key_conflict'
+            WHEN same_device.key_thumbprint != input.key_thumbprint THEN 'key_conflict'
+            WHEN same_key.device_id != input.device_id THEN 'key_conflict'
             WHEN same_device.device_id IS NOT NULL THEN 'known'
             ELSE 'new'
         END AS verdict,
         greatest(
-            row_number() OVER (PARTITION BY given.device_id ORDER BY given.ord),
-            row_number() OVER (PARTITION BY given.key_thumbprint ORDER BY given.ord)
-        ) AS turn
-    FROM given
-    LEFT JOIN enrollments AS enrollment_before ON given.enrollment_id = enrollment_before.enrollment_id
-    FULL JOIN enrollment ON given.enrollment_id = enrollment.enrollment_id
-    FULL JOIN same_device ON given.ord = same_device.ord
-    FULL JOIN same_key ON given.ord = same_key.ord
+            row_number() OVER (PARTITION BY input.device_id ORDER BY input.ordinal),
+            row_number() OVER (PARTITION BY input.key_thumbprint ORDER BY input.ordinal)
+        ) AS occurrence
+    FROM input
+    LEFT JOIN enrollments AS enrollment_before ON input.enrollment_id = enrollment_before.enrollment_id
+    FULL JOIN enrollment ON input.enrollment_id = enrollment.enrollment_id
+    FULL JOIN same_device ON input.ordinal = same_device.ordinal
+    FULL JOIN same_key ON input.ordinal = same_key.ordinal
 ),
 
 queued AS (
     SELECT
         judged.*,
-        row_number() OVER (PARTITION BY judged.enrollment_id, judged.verdict, judged.turn ORDER BY judged.ord) AS place,
-        -- A set may register a device more than once: of each field the last that was given counts.
+        row_number() OVER (
+            PARTITION BY judged.enrollment_id, judged.verdict, judged.occurrence ORDER BY judged.ordinal
+        ) AS place,
+        -- A batch may register a device more than once: of each field the last value counts.
         first_value(judged.hostname) OVER same AS last_hostname,
         (array_agg(judged.macs) FILTER (WHERE judged.macs IS NOT NULL) OVER same)[1] AS last_macs,
         (array_agg(judged.ips) FILTER (WHERE judged.ips IS NOT NULL) OVER same)[1] AS last_ips,
@@ -97,7 +99,7 @@ queued AS (
         (array_agg(judged.browsers) FILTER (WHERE judged.browsers IS NOT NULL) OVER same)[1] AS last_browsers
     FROM judged
     WINDOW same AS (
-        PARTITION BY judged.device_id, judged.key_thumbprint, judged.verdict ORDER BY judged.ord DESC
+        PARTITION BY judged.device_id, judged.key_thumbprint, judged.verdict ORDER BY judged.ordinal DESC
         ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
     )
 ),
@@ -117,7 +119,7 @@ stored AS (
         last_browsers,
         coalesce(to_timestamp(registered_at / 1000.0), now())
     FROM queued
-    WHERE turn = 1 AND (verdict = 'known' OR (verdict = 'new' AND place <= uses_left))
+    WHERE occurrence = 1 AND (verdict = 'known' OR (verdict = 'new' AND place <= uses_left))
     ORDER BY device_id
     ON CONFLICT (device_id) DO UPDATE SET
         public_key_pem = excluded.public_key_pem,
@@ -149,7 +151,7 @@ decided AS MATERIALIZED (
 vacant AS MATERIALIZED (
     SELECT DISTINCT enrollment_id
     FROM decided
-    WHERE turn = 1 AND verdict = 'new' AND place <= uses_left AND inserted IS DISTINCT FROM TRUE
+    WHERE occurrence = 1 AND verdict = 'new' AND place <= uses_left AND inserted IS DISTINCT FROM TRUE
 ),
 
 spent AS (
@@ -160,14 +162,14 @@ spent AS (
             enrollment_id,
             count(*) AS uses
         FROM decided
-        WHERE turn = 1 AND verdict = 'new' AND inserted
+        WHERE occurrence = 1 AND verdict = 'new' AND inserted
         GROUP BY enrollment_id
     ) AS taken
     WHERE enrollments.enrollment_id = taken.enrollment_id
 ),
 
 -- A clone or a takeover must be visible to whoever reads the existing device's events.
-noticed AS (
+conflict_events AS (
     INSERT INTO compliance_events (detected_at, device_id, event_id, event_type, severity, details)
     SELECT
         detected_at,
@@ -188,10 +190,10 @@ noticed AS (
 )
 
 SELECT
-    decided.ord,
+    decided.ordinal,
     CASE
         WHEN decided.verdict NOT IN ('known', 'new') THEN decided.verdict
-        WHEN decided.turn > 1 AND decided.verdict = 'new' THEN NULL
+        WHEN decided.occurrence > 1 AND decided.verdict = 'new' THEN NULL
         WHEN decided.verdict = 'new' AND decided.place > decided.uses_left
             THEN CASE WHEN decided.is_stale OR vacant.enrollment_id IS NOT NULL THEN NULL ELSE 'enrollment_used_up' END
         -- Of two keys for a device whose key was forgotten the first is stored: the other is a conflict by now.

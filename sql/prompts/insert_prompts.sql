@@ -1,33 +1,33 @@
 -- Record captured prompts. A retry stores nothing new: its row comes back without an outcome.
 --
--- rows  json  array of objects; fields and types are those of `given`; ord counts from 0
+-- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
--- Returns  a row for each given row whose device is known: ord, created_at,
---          outcome (created | device_revoked | null: the key was there before, or twice in the set; select_prompts
+-- Returns  a row for each input row whose device is known: ordinal, created_at,
+--          outcome (created | device_revoked | null: the key was there before, or twice in the batch; select_prompts
 --          tells)
 -- Index    devices_pkey, prompts_pkey
 -- Locks    the new rows only, in key order
--- Load     one call a shared commit, 1 to 1,000 rows
-WITH given AS (
+-- Load     one call a group commit, 1 to 1,000 rows
+WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ord int, "timestamp" bigint, device_id text, prompt_id uuid, instance_id text, site text, url text,
+        ordinal int, "timestamp" bigint, device_id text, prompt_id uuid, instance_id text, site text, url text,
         prompt text, browser_name text, browser_version text, profile_name text, username text, page_title text,
         conversation_id text, model text, action text, metadata jsonb
     )
-    -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
-    WHERE r.ord BETWEEN 0 AND 100000
+    -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
+    WHERE r.ordinal BETWEEN 0 AND 100000
 ),
 
 known AS (
     SELECT
-        given.*,
+        input.*,
         devices.revoked_at,
         row_number() OVER (
-            PARTITION BY given."timestamp", given.device_id, given.prompt_id ORDER BY given.ord
-        ) AS turn
-    FROM given
-    INNER JOIN devices ON given.device_id = devices.device_id
+            PARTITION BY input."timestamp", input.device_id, input.prompt_id ORDER BY input.ordinal
+        ) AS occurrence
+    FROM input
+    INNER JOIN devices ON input.device_id = devices.device_id
 ),
 
 stored AS (
@@ -39,18 +39,18 @@ stored AS (
         "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version,
         profile_name, username, page_title, conversation_id, model, action, metadata
     FROM known
-    WHERE revoked_at IS NULL AND turn = 1
+    WHERE revoked_at IS NULL AND occurrence = 1
     ORDER BY "timestamp", device_id, prompt_id
     ON CONFLICT DO NOTHING
     RETURNING "timestamp", device_id, prompt_id
 )
 
 SELECT
-    known.ord,
+    known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
         WHEN
-            known.turn = 1
+            known.occurrence = 1
             AND (known."timestamp", known.device_id, known.prompt_id) IN (
                 SELECT stored."timestamp", stored.device_id, stored.prompt_id FROM stored
             )
