@@ -71,6 +71,7 @@ class Settings:
     queue_rows: int = setting(2000, "rows of one kind that may wait in one worker before the answer is 503", "rows", 1)
     set_rows: int = setting(500, "rows that share one statement and one commit", "rows", 1)
     token_cache: int = setting(100_000, "verified tokens that one worker remembers", "tokens", 0)
+    instances_per_device: int = setting(200, "browser instances of one device; over: 409", "instances", 1)
     prompts_days: int = setting(0, "age at which retention deletes prompts; 0: never", "days", 0)
     extension_status_days: int = setting(0, "age at which retention deletes status reports; 0: never", "days", 0)
     compliance_events_days: int = setting(0, "age at which retention deletes compliance events; 0: never", "days", 0)

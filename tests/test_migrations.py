@@ -278,6 +278,8 @@ INSERT INTO legal_holds (hold_id, device_id, reason)
 SELECT gen_random_uuid(), 'device-' || n, 'r' FROM generate_series(1, 100) AS n;
 UPDATE prompts SET prompt = '', erased_at = now() WHERE "timestamp" % 3 = 0;
 UPDATE devices SET archived_at = now();
+INSERT INTO conflict_notices (device_id, event_type, subject, noticed_on)
+SELECT 'device-' || n, 'registration_conflict', 'k', current_date FROM generate_series(1, 100) AS n;
 """
 CREATED = {
     "0001.create-enrollments": "enrollments",
@@ -289,6 +291,7 @@ CREATED = {
     "0007.create-client-assertions": "client_assertions",
     "0012.create-audit-log": "audit_log",
     "0013.create-legal-holds": "legal_holds",
+    "0033.create-conflict-notices": "conflict_notices",
 }
 
 

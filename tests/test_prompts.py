@@ -43,6 +43,22 @@ NESTED = {
 }
 
 
+NOT_SNAKE_CASE = [
+    *NOT_TEXT,
+    "",
+    "Allowed",
+    "not-allowed",
+    "not allowed",
+    "allowed\n",
+    "allowed\x00",
+    "_allowed",
+    "1st_allowed",
+    "t\xe4mper",
+    "\ud800",
+    "t" * 65,
+]
+
+
 def not_choice(*choices):
     return [*NOT_TEXT, "", "other", choices[0].upper(), choices[0] + " ", choices[0] + "\x00", "\ud800"]
 
@@ -190,7 +206,8 @@ class EventTests:
 
     def test_a_deleted_device_is_refused(self, post, stored, body, device, rows):
         rows("DELETE FROM devices WHERE device_id = %s", device.device_id)
-        assert post(body).status_code == 403
+        answer = post(body)
+        assert (answer.status_code, answer.json["type"]) == (401, "urn:watchpost:problem:invalid-token")
         assert stored() == []
 
     def test_unknown_fields_are_ignored(self, post, stored, body):
@@ -341,7 +358,7 @@ class TestPrompt(EventTests):
         "device_id": NOT_IDENTIFIER,
         "instance_id": NOT_IDENTIFIER,
         "prompt_id": NOT_UUID,
-        "action": not_choice("allowed", "warned", "blocked", "redacted"),
+        "action": NOT_SNAKE_CASE,
         "metadata": NOT_OBJECT,
         **dict.fromkeys(texts, NOT_TEXT),
     }
@@ -352,7 +369,7 @@ class TestPrompt(EventTests):
         **dict.fromkeys(texts, "something else"),
     }
 
-    @pytest.mark.parametrize("action", ["allowed", "warned", "blocked", "redacted"])
+    @pytest.mark.parametrize("action", ["allowed", "warned", "blocked", "redacted", "t", "t" * 64, "asked_2", "a__b_"])
     def test_what_the_extension_did_is_stored(self, post, stored, body, action):
         assert post({**body, "action": action}).status_code == 201
         assert stored()[0]["action"] == action

@@ -34,7 +34,7 @@ REFUSED_TO_THE_WRITER = [
     "UPDATE extension_status SET status = 'enabled'",
     "UPDATE devices SET revoked_at = NULL",
     "UPDATE devices SET device_id = 'other'",
-    "UPDATE browser_instances SET device_id = 'other'",
+    "UPDATE browser_instances SET instance_id = 'other'",
     "UPDATE enrollments SET max_uses = 1000000",
     "UPDATE enrollments SET expires_at = now() + interval '1 year'",
     "INSERT INTO enrollments (enrollment_id, label, max_uses, expires_at) "

@@ -269,7 +269,8 @@ class Database:
         asked: Sequence[int] = range(len(rows))
         for number in range(MOST_PASSES):
             text = dumps([{"ordinal": ordinal, **rows[ordinal]} for ordinal in asked])
-            for found in self._execute(connection, write.again if number % 2 else write.statement, {"rows": text}):
+            parameters = {"rows": text, "instances_per_device": self.settings.instances_per_device}
+            for found in self._execute(connection, write.again if number % 2 else write.statement, parameters):
                 answers[found.pop("ordinal")].update(found)
             asked = [ordinal for ordinal in asked if answers[ordinal]["outcome"] is None]
             if not asked:

@@ -25,7 +25,9 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
     now = int(time.time() * 1000)
     return {
         "rows": json.dumps([_row(ordinal, first + ordinal, now) for ordinal in range(rows)]),
+        "instances_per_device": 200,
         "device_id": "device-1",
+        "instance_id": "instance-1",
         "enrollment_id": ID,
         "dummy_key": "pem",
         "jti": "jti",

@@ -86,6 +86,9 @@ class BatchResult(ma.Schema):
         keys=ma.fields.String(),
         metadata={"description": "As a problem's; null when the item is stored."},
     )
+    warnings = ma.fields.List(
+        ma.fields.String(), metadata={"description": "Of a stored heartbeat: addresses that could not be read, if any."}
+    )
 
 
 class BatchResponse(ma.Schema):
@@ -117,7 +120,12 @@ def replay(batch: dict[str, Any]) -> Any:
                     raise answer
                 _, status = accepted(answer)
                 results[index] = {"status": status, "id": row[write.id], "errors": None}
+                if row.get("warnings"):
+                    results[index]["warnings"] = row["warnings"]
             except problems.Problem as problem:
+                if problem.status == 401:
+                    # Of all items alike: the client needs another token, or to register again.
+                    raise
                 results[index] = _refused(problem, row[write.id])
     return jsonify(results=results)
 

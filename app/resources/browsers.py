@@ -21,18 +21,25 @@ blp = Blueprint("browsers", __name__, url_prefix="/api/browsers", description="B
 class RegisterBrowserRequest(fields.Schema):
     instance_id = fields.Identifier(required=True)
     device_id = fields.Identifier(required=True)
-    browser_name = fields.Text(required=True, empty=False)
-    browser_version = fields.Text(load_default=None)
-    profile_name = fields.Text(load_default=None)
-    profile_path = fields.Text(load_default=None)
-    extension_id = fields.Text(load_default=None)
-    extension_version = fields.Text(load_default=None)
-    discovered_at = fields.EpochMilliseconds(load_default=None)
+    browser_name = fields.MetadataText(required=True)
+    browser_version = fields.MetadataText(load_default=None)
+    profile_name = fields.MetadataText(load_default=None)
+    profile_path = fields.MetadataText(load_default=None)
+    extension_id = fields.MetadataText(load_default=None)
+    extension_version = fields.MetadataText(load_default=None)
+    discovered_at = fields.EpochMilliseconds(load_default=None, metadata={"description": "The earliest counts."})
+    observed_at = fields.EpochMilliseconds(
+        load_default=None, metadata={"description": "Metadata observed then does not overwrite newer metadata."}
+    )
 
 
 class BrowserHeartbeatRequest(RegisterBrowserRequest):
     device_id = fields.Identifier(load_default=None, metadata={"description": "The token's; taken from there."})
-    browser_name = fields.Text(load_default=None)
+    browser_name = fields.MetadataText(load_default=None)
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """As a registration, marked for the statement that stores both."""
+        return {**super().load(data, **kwargs), "is_heartbeat": True}
 
 
 class RegisterBrowserResponse(fields.Answer):
@@ -51,15 +58,16 @@ class BrowserHeartbeatResponse(fields.Answer):
     heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
 
 
-SELECT_OWNERS = statement("browsers/select_owners")
+UPSERT_INSTANCES = statement("browsers/upsert_instances")
+SETTLE_CLAIMS = statement("browsers/settle_claims")
 
 BROWSER_REGISTER = Write(
     "browser_register",
     scope="browsers:write",
     schema=RegisterBrowserRequest(),
     answer=RegisterBrowserResponse(),
-    statement=statement("browsers/upsert_instances"),
-    again=SELECT_OWNERS,
+    statement=UPSERT_INSTANCES,
+    again=SETTLE_CLAIMS,
     id="instance_id",
     share=REPORTS,
 )
@@ -68,8 +76,8 @@ BROWSER_HEARTBEAT = Write(
     scope="browsers:write",
     schema=BrowserHeartbeatRequest(),
     answer=BrowserHeartbeatResponse(),
-    statement=statement("browsers/upsert_heartbeats"),
-    again=SELECT_OWNERS,
+    statement=UPSERT_INSTANCES,
+    again=SETTLE_CLAIMS,
     id="instance_id",
     share=HEARTBEATS,
     beats=True,
@@ -83,7 +91,7 @@ BROWSER_HEARTBEAT = Write(
 @blp.response(201, BROWSER_REGISTER.answer)
 @refusals(RegisterBrowserResponse, 409)
 def register(instance: dict[str, Any]) -> Any:
-    """Register a browser instance, or update what is given of it."""
+    """Register a browser instance, or update its metadata."""
     return BROWSER_REGISTER.store(instance)
 
 
@@ -94,5 +102,5 @@ def register(instance: dict[str, Any]) -> Any:
 @blp.response(201, BROWSER_HEARTBEAT.answer)
 @refusals(BrowserHeartbeatResponse, 409)
 def heartbeat(instance: dict[str, Any]) -> Any:
-    """Note that a browser instance is alive."""
+    """Record a browser instance's heartbeat."""
     return BROWSER_HEARTBEAT.store(instance)

@@ -9,6 +9,7 @@ from typing import Any
 import marshmallow as ma
 
 from app import fields
+from app.addresses import Addresses, Warnings
 from app.auth import require, token
 from app.auth.keys import LONGEST_PEM, DeviceKey, KeyRefused, device_key
 from app.db import db, statement
@@ -38,10 +39,22 @@ class PublicKey(ma.fields.Field[DeviceKey]):
 
 
 class DeviceMetadata(fields.Schema):
-    macs = fields.Addresses("mac", load_default=None)
-    ips = fields.Addresses("ip", load_default=None)
+    macs = Addresses("mac", load_default=None)
+    ips = Addresses("ip", load_default=None)
     os = fields.Json(str, dict, load_default=None)
     browsers = fields.Json(list, of=(str, dict), load_default=None)
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """The row, with `warnings`: a sentence for each address that is left out because it can't be read."""
+        row = super().load(data, **kwargs)
+        row["warnings"] = []
+        for name, field in self.load_fields.items():
+            if isinstance(field, Addresses) and row[name]:
+                row[name], warnings = field.readable(row[name])
+                row["warnings"] += warnings
+        if isinstance(row["os"], str) and not row["os"].strip():
+            row["os"] = None
+        return row
 
 
 class RegisterDeviceRequest(DeviceMetadata):
@@ -49,48 +62,52 @@ class RegisterDeviceRequest(DeviceMetadata):
     public_key_pem = PublicKey(
         required=True, metadata={"description": "EC P-256, RSA of 2048 to 4096 bits, or Ed25519."}
     )
-    hostname = fields.Text(required=True, empty=False)
+    hostname = fields.MetadataText(required=True)
     registered_at = fields.EpochMilliseconds(load_default=None)
 
 
 class DeviceHeartbeatRequest(DeviceMetadata):
     device_id = fields.Identifier(required=True)
-    hostname = fields.Text(load_default=None, metadata={"description": "This and the others only when they changed."})
+    hostname = fields.MetadataText(
+        load_default=None, metadata={"description": "This and the others only when they changed."}
+    )
+    observed_at = fields.EpochMilliseconds(
+        load_default=None, metadata={"description": "Metadata observed then does not overwrite newer metadata."}
+    )
 
 
 class RegisterDeviceResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     key_thumbprint = ma.fields.String(required=True, metadata={"description": "RFC 7638, SHA-256."})
     registered_at = fields.Time(required=True)
+    warnings = Warnings()
 
 
 class DeviceHeartbeatResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     last_heartbeat = fields.Time(required=True)
+    warnings = Warnings()
     server_time = ma.fields.Integer(required=True, metadata={"description": "Epoch milliseconds."})
     heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
 
-
-REGISTER_DEVICES = statement("devices/register_devices")
 
 DEVICE_REGISTER = Write(
     "device_register",
     scope=REGISTER,
     schema=RegisterDeviceRequest(),
     answer=RegisterDeviceResponse(),
-    statement=REGISTER_DEVICES,
-    again=REGISTER_DEVICES,
+    statement=statement("devices/register_devices"),
+    again=statement("devices/record_conflicts"),
     id="device_id",
     share=REPORTS,
 )
-UPSERT_HEARTBEATS = statement("devices/upsert_heartbeats")
 DEVICE_HEARTBEAT = Write(
     "device_heartbeat",
     scope="devices:write",
     schema=DeviceHeartbeatRequest(),
     answer=DeviceHeartbeatResponse(),
-    statement=UPSERT_HEARTBEATS,
-    again=UPSERT_HEARTBEATS,
+    statement=statement("devices/upsert_heartbeats"),
+    again=statement("devices/select_refusals"),
     id="device_id",
     share=HEARTBEATS,
     beats=True,
@@ -123,5 +140,5 @@ def register(device: dict[str, Any]) -> Any:
 @blp.response(201, DEVICE_HEARTBEAT.answer)
 @refusals(DeviceHeartbeatResponse, 409)
 def heartbeat(device: dict[str, Any]) -> Any:
-    """Note that a device is alive."""
+    """Record a device's heartbeat."""
     return DEVICE_HEARTBEAT.store(device)

@@ -3,16 +3,16 @@
 -- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
 -- Returns  a row for each input row whose device is known: ordinal, created_at,
---          outcome (created | device_revoked | null: the key was there before, or twice in the batch; select_events
---          tells)
+--          outcome (created | device_revoked | key_replaced: the token is for another key than the device's |
+--          null: the row's key was there before, or twice in the batch; select_events tells)
 -- Index    devices_pkey, compliance_events_pkey
 -- Locks    the new rows only, in key order
 -- Load     one call a group commit, 1 to 1,000 rows
 WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ordinal int, detected_at bigint, device_id text, event_id uuid, instance_id text, event_type text,
-        severity text, user_context jsonb, details jsonb
+        ordinal int, detected_at bigint, device_id text, key_thumbprint text, event_id uuid, instance_id text,
+        event_type text, severity text, user_context jsonb, details jsonb
     )
     -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
     WHERE r.ordinal BETWEEN 0 AND 100000
@@ -22,6 +22,7 @@ known AS (
     SELECT
         input.*,
         devices.revoked_at,
+        (devices.key_thumbprint IS DISTINCT FROM input.key_thumbprint) AS is_replaced,
         row_number() OVER (
             PARTITION BY input.detected_at, input.device_id, input.event_id ORDER BY input.ordinal
         ) AS occurrence
@@ -36,7 +37,7 @@ stored AS (
     SELECT
         detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details
     FROM known
-    WHERE revoked_at IS NULL AND occurrence = 1
+    WHERE revoked_at IS NULL AND NOT is_replaced AND occurrence = 1
     ORDER BY detected_at, device_id, event_id
     ON CONFLICT DO NOTHING
     RETURNING detected_at, device_id, event_id
@@ -46,6 +47,7 @@ SELECT
     known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
+        WHEN known.is_replaced THEN 'key_replaced'
         WHEN
             known.occurrence = 1
             AND (known.detected_at, known.device_id, known.event_id) IN (

@@ -12,7 +12,8 @@ SET
     macs = NULL,
     ips = NULL,
     os = NULL,
-    browsers = NULL
+    browsers = NULL,
+    erased_at = now()
 WHERE
     device_id = %(device_id)s
     -- Its row has no time: a hold of this device, of whatever time, holds it.

@@ -5,8 +5,8 @@
 -- username   text  name of the profile, or of a folder of its path; or null: any
 --
 -- Returns  a row for each instance that was blanked: instance_id
--- Index    legal_holds_device_id_idx
--- Scans    browser_instances: no index leads to a device's instances, since a heartbeat must not touch one
+-- Index    browser_instances_device_id_idx, legal_holds_device_id_idx
+-- Scans    browser_instances: when any device is searched for a person's name
 -- Locks    the instances' rows
 -- Load     operators only
 UPDATE browser_instances

@@ -3,16 +3,16 @@
 -- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
 -- Returns  a row for each input row whose device is known: ordinal, created_at,
---          outcome (created | device_revoked | null: the key was there before, or twice in the batch; select_statuses
---          tells)
+--          outcome (created | device_revoked | key_replaced: the token is for another key than the device's |
+--          null: the row's key was there before, or twice in the batch; select_statuses tells)
 -- Index    devices_pkey, extension_status_pkey
 -- Locks    the new rows only, in key order
 -- Load     one call a group commit, 1 to 1,000 rows
 WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ordinal int, reported_at bigint, device_id text, status_id uuid, instance_id text, status text,
-        reported_by text, metadata jsonb
+        ordinal int, reported_at bigint, device_id text, key_thumbprint text, status_id uuid, instance_id text,
+        status text, reported_by text, metadata jsonb
     )
     -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
     WHERE r.ordinal BETWEEN 0 AND 100000
@@ -22,6 +22,7 @@ known AS (
     SELECT
         input.*,
         devices.revoked_at,
+        (devices.key_thumbprint IS DISTINCT FROM input.key_thumbprint) AS is_replaced,
         row_number() OVER (
             PARTITION BY input.reported_at, input.device_id, input.status_id ORDER BY input.ordinal
         ) AS occurrence
@@ -34,7 +35,7 @@ stored AS (
     SELECT
         reported_at, device_id, status_id, instance_id, status, reported_by, metadata
     FROM known
-    WHERE revoked_at IS NULL AND occurrence = 1
+    WHERE revoked_at IS NULL AND NOT is_replaced AND occurrence = 1
     ORDER BY reported_at, device_id, status_id
     ON CONFLICT DO NOTHING
     RETURNING reported_at, device_id, status_id
@@ -44,6 +45,7 @@ SELECT
     known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
+        WHEN known.is_replaced THEN 'key_replaced'
         WHEN
             known.occurrence = 1
             AND (known.reported_at, known.device_id, known.status_id) IN (

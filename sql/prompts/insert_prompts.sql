@@ -3,17 +3,17 @@
 -- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
 -- Returns  a row for each input row whose device is known: ordinal, created_at,
---          outcome (created | device_revoked | null: the key was there before, or twice in the batch; select_prompts
---          tells)
+--          outcome (created | device_revoked | key_replaced: the token is for another key than the device's |
+--          null: the row's key was there before, or twice in the batch; select_prompts tells)
 -- Index    devices_pkey, prompts_pkey
 -- Locks    the new rows only, in key order
 -- Load     one call a group commit, 1 to 1,000 rows
 WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ordinal int, "timestamp" bigint, device_id text, prompt_id uuid, instance_id text, site text, url text,
-        prompt text, browser_name text, browser_version text, profile_name text, username text, page_title text,
-        conversation_id text, model text, action text, metadata jsonb
+        ordinal int, "timestamp" bigint, device_id text, key_thumbprint text, prompt_id uuid, instance_id text,
+        site text, url text, prompt text, browser_name text, browser_version text, profile_name text, username text,
+        page_title text, conversation_id text, model text, action text, metadata jsonb
     )
     -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
     WHERE r.ordinal BETWEEN 0 AND 100000
@@ -23,6 +23,7 @@ known AS (
     SELECT
         input.*,
         devices.revoked_at,
+        (devices.key_thumbprint IS DISTINCT FROM input.key_thumbprint) AS is_replaced,
         row_number() OVER (
             PARTITION BY input."timestamp", input.device_id, input.prompt_id ORDER BY input.ordinal
         ) AS occurrence
@@ -39,7 +40,7 @@ stored AS (
         "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version,
         profile_name, username, page_title, conversation_id, model, action, metadata
     FROM known
-    WHERE revoked_at IS NULL AND occurrence = 1
+    WHERE revoked_at IS NULL AND NOT is_replaced AND occurrence = 1
     ORDER BY "timestamp", device_id, prompt_id
     ON CONFLICT DO NOTHING
     RETURNING "timestamp", device_id, prompt_id
@@ -49,6 +50,7 @@ SELECT
     known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
+        WHEN known.is_replaced THEN 'key_replaced'
         WHEN
             known.occurrence = 1
             AND (known."timestamp", known.device_id, known.prompt_id) IN (
