@@ -483,11 +483,13 @@ def test_the_earliest_discovery_counts(instance, update, rows, route):
 EVENTS = "SELECT device_id, instance_id, event_type, severity, details FROM compliance_events ORDER BY created_at"
 
 
-@pytest.mark.parametrize("reason", ["revoked", "erased", "archived", "gone"])
+@pytest.mark.parametrize("reason", ["released", "revoked", "erased", "archived", "gone"])
 def test_an_instance_whose_device_is_no_more_moves_to_the_device_that_registers_it(
     instance, register, access, operate, device, send, rows, reason
 ):
-    if reason == "revoked":
+    if reason == "released":
+        operate("browser", "release", "instance")
+    elif reason == "revoked":
         operate("device", "revoke", device.device_id)
     elif reason == "erased":
         operate("device", "erase", device.device_id, "--reason", "asked for")
@@ -506,7 +508,11 @@ def test_an_instance_whose_device_is_no_more_moves_to_the_device_that_registers_
         "moved",
         instance["created_at"],
     )
-    details = {"instance_id": "instance", "from_device_id": device.device_id, "reason": f"device_{reason}"}
+    details = {
+        "instance_id": "instance",
+        "from_device_id": device.device_id,
+        "reason": reason if reason == "released" else f"device_{reason}",
+    }
     assert rows(EVENTS) == [
         {
             "device_id": other.device_id,
@@ -610,3 +616,59 @@ def test_two_devices_that_register_a_movable_instance_at_once_leave_it_to_one(
         "browser_instance_conflict",
         "browser_instance_moved",
     ]
+
+
+def test_a_released_instance_is_the_first_devices_that_registers_it(instance, operate, register, access, send, rows):
+    operate("browser", "release", "instance")
+    released_at = rows(INSTANCE, "instance")[0]["released_at"]
+    operate("browser", "release", "instance")
+    assert rows(INSTANCE, "instance")[0]["released_at"] == released_at
+    # Its own device's heartbeats change nothing about it; its registration ends the release.
+    assert send(HEARTBEAT).status_code == 200
+    assert rows(INSTANCE, "instance")[0]["released_at"] == released_at
+    assert send(REGISTER).status_code == 200
+    assert rows(INSTANCE, "instance")[0]["released_at"] is None
+    other = register()
+    is_refused(send(REGISTER, access(other), device_id=other.device_id), 409, "instance-conflict")
+
+
+@pytest.fixture
+def done(app: Any) -> Callable[..., str]:
+    """Run `flask browser ...` and return what it prints on standard output."""
+
+    def done(*arguments: str) -> str:
+        result = app.test_cli_runner().invoke(args=("browser", *arguments))
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return done
+
+
+def test_operators_list_and_show_browser_instances(done, send, device, instance):
+    for instance_id in ("c", "a"):
+        send(HEARTBEAT, instance_id=instance_id)
+    listed = json.loads(done("list", "--json"))
+    assert [(row["instance_id"], row["device_id"]) for row in listed] == [
+        (instance_id, device.device_id) for instance_id in ("a", "c", "instance")
+    ]
+    assert len(json.loads(done("list", "--limit", "2", "--json"))) == 2
+    assert [line.split()[0] for line in done("list").splitlines()] == ["INSTANCE_ID", "a", "c", "instance"]
+    shown = json.loads(done("show", "instance", "--json"))
+    assert {name: shown[name] for name in METADATA} == METADATA
+    assert "profile_name       Person 1" in done("show", "instance")
+
+
+def test_operators_release_a_browser_instance_and_the_audit_log_says_so(done, instance, rows):
+    released = json.loads(done("release", "instance", "--json"))
+    assert (released["instance_id"], released["device_id"]) == ("instance", instance["device_id"])
+    audit = rows("SELECT action, target FROM audit_log WHERE action = 'browser.release'")
+    assert audit == [{"action": "browser.release", "target": "instance"}]
+
+
+@pytest.mark.parametrize("command", ["show", "release"])
+@pytest.mark.parametrize("instance_id", ["nothing", "a\x1b"])
+def test_a_browser_instance_that_does_not_exist_is_an_error(app, rows, command, instance_id):
+    result = app.test_cli_runner().invoke(args=("browser", command, instance_id))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "there is no such browser instance" in result.stderr
+    assert rows("SELECT * FROM audit_log") == []

@@ -5,6 +5,7 @@ error; the exit code is 0 when it worked, 1 when it did not, 2 when the command 
 """
 
 from app.commands.audit import audit
+from app.commands.browsers import browser
 from app.commands.database import migrate
 from app.commands.devices import device
 from app.commands.enrollments import enrollment
@@ -19,4 +20,4 @@ from app.commands.tokens import token
 
 device.add_command(erase_device)
 
-COMMANDS = [enrollment, device, user, token, keys, migrate, partitions, retention, hold, audit, review, spec]
+COMMANDS = [enrollment, device, browser, user, token, keys, migrate, partitions, retention, hold, audit, review, spec]
