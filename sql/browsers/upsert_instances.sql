@@ -139,7 +139,7 @@ stored AS (
         occurrence = 1
         AND (
             verdict = 'own'
-            OR (instance_id, device_id, TRUE) IN (SELECT instance_id, device_id, is_admitted FROM admissions)
+            OR (instance_id, device_id) IN (SELECT instance_id, device_id FROM admissions WHERE is_admitted)
         )
     ORDER BY instance_id
     ON CONFLICT (instance_id) DO UPDATE SET
@@ -190,8 +190,12 @@ SELECT
         WHEN stored.inserted AND merged.occurrence = 1 AND claims.ordinal = merged.ordinal THEN 'created'
         WHEN stored.instance_id IS NOT NULL AND merged.occurrence = 1 THEN 'updated'
         WHEN
-            (claims.instance_id, claims.device_id, FALSE) IN (
-                SELECT admissions.instance_id, admissions.device_id, admissions.is_admitted FROM admissions
+            (claims.instance_id, claims.device_id) IN (
+                SELECT
+                    admissions.instance_id,
+                    admissions.device_id
+                FROM admissions
+                WHERE NOT admissions.is_admitted
             )
             THEN 'instance_limit'
     END AS outcome,
