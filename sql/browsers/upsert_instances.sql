@@ -139,7 +139,13 @@ stored AS (
         occurrence = 1
         AND (
             verdict = 'own'
-            OR (instance_id, device_id) IN (SELECT instance_id, device_id FROM admissions WHERE is_admitted)
+            OR (instance_id, device_id) IN (
+                SELECT
+                    admissions.instance_id,
+                    admissions.device_id
+                FROM admissions
+                WHERE admissions.is_admitted
+            )
         )
     ORDER BY instance_id
     ON CONFLICT (instance_id) DO UPDATE SET
