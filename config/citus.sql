@@ -36,6 +36,12 @@ WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'extension_status'
 SELECT create_distributed_table('compliance_events', 'device_id', colocate_with := 'devices')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'compliance_events'::regclass);
 
+SELECT create_distributed_table('conflict_notices', 'device_id', colocate_with := 'devices')
+WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'conflict_notices'::regclass);
+
+-- Called where heartbeats and registrations are stored.
+SELECT create_distributed_function('is_outdated(timestamptz, timestamptz)');
+
 -- By its own id: an instance belongs to one device, whichever claims it first.
 SELECT create_distributed_table('browser_instances', 'instance_id', colocate_with := 'none')
 WHERE NOT EXISTS (SELECT FROM citus_tables WHERE table_name = 'browser_instances'::regclass);

@@ -43,28 +43,40 @@ END
 $$;
 
 GRANT SELECT (
-    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat,
-    last_report, instances_watched_at, revoked_at, archived_at, xmax
+    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, hostname_at, macs_at, ips_at, os_at,
+    browsers_at, registered_at, last_heartbeat, last_report, instances_watched_at, revoked_at, archived_at, erased_at,
+    xmax
 ) ON devices TO watchpost_writer;
 GRANT INSERT (
-    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat
+    device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, hostname_at, macs_at, ips_at, os_at,
+    browsers_at, registered_at, last_heartbeat
 ) ON devices TO watchpost_writer;
 GRANT UPDATE (
-    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, last_heartbeat, last_report, archived_at
+    public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, hostname_at, macs_at, ips_at, os_at, browsers_at,
+    last_heartbeat, last_report, archived_at, erased_at
 ) ON devices TO watchpost_writer;
 
 GRANT SELECT (
     instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
-    extension_version, discovered_at, created_at, last_seen, last_report, archived_at, xmax
+    extension_version, browser_name_at, browser_version_at, profile_name_at, profile_path_at, extension_id_at,
+    extension_version_at, discovered_at, created_at, last_seen, last_report, archived_at, released_at, xmax
 ) ON browser_instances TO watchpost_writer;
 GRANT INSERT (
     instance_id, device_id, browser_name, browser_version, profile_name, profile_path, extension_id,
-    extension_version, discovered_at, last_seen
+    extension_version, browser_name_at, browser_version_at, profile_name_at, profile_path_at, extension_id_at,
+    extension_version_at, discovered_at, last_seen
 ) ON browser_instances TO watchpost_writer;
+-- device_id: an instance moves when its device is gone.
 GRANT UPDATE (
-    browser_name, browser_version, profile_name, profile_path, extension_id, extension_version, discovered_at,
-    last_seen, last_report, archived_at
+    device_id, browser_name, browser_version, profile_name, profile_path, extension_id, extension_version,
+    browser_name_at, browser_version_at, profile_name_at, profile_path_at, extension_id_at, extension_version_at,
+    discovered_at, last_seen, last_report, archived_at, released_at
 ) ON browser_instances TO watchpost_writer;
+GRANT EXECUTE ON FUNCTION is_outdated(timestamptz, timestamptz) TO watchpost_writer;
+
+GRANT SELECT (device_id, event_type, subject, noticed_on), INSERT (device_id, event_type, subject, noticed_on),
+UPDATE (noticed_on)
+ON conflict_notices TO watchpost_writer;
 
 GRANT SELECT (
     "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,

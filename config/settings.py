@@ -73,6 +73,9 @@ class Settings:
     )
     set_rows: int = setting(500, "rows of one group commit", "rows", 1)
     token_cache: int = setting(100_000, "verified tokens that one worker caches", "tokens", 0)
+    instances_per_device: int = setting(
+        200, "browser instances of one device; the answer to more is 409", "instances", 1
+    )
     prompts_days: int = setting(0, "age at which retention deletes prompts; 0: never", "days", 0)
     extension_status_days: int = setting(0, "age at which retention deletes status reports; 0: never", "days", 0)
     compliance_events_days: int = setting(0, "age at which retention deletes compliance events; 0: never", "days", 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 import uuid
@@ -22,10 +21,8 @@ AHEAD_MS = 24 * 3600 * 1000
 MAX_LIST = 1000
 
 _IDENTIFIER = re.compile(r"[!-~]{1,128}")
+_SNAKE_CASE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_MAC = re.compile(
-    r"[0-9a-fA-F]{2}([:-])[0-9a-fA-F]{2}(\1[0-9a-fA-F]{2}){4}((\1[0-9a-fA-F]{2}){2})?|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}"
-)
 
 
 class Text(RequestField[str]):
@@ -54,6 +51,25 @@ class Text(RequestField[str]):
         return value if value.isascii() and "\x00" not in value else sanitize(value)
 
 
+class MetadataText(RequestField[str | None]):
+    """Text that describes a device or a browser. Empty or blank text is absent: it never overwrites a stored value."""
+
+    default_error_messages = Text.default_error_messages
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.text = Text()
+        self.json_schema = {"type": "string", "minLength": 1 if self.required else 0, "maxLength": MAX_TEXT}
+
+    def read(self, value: Any) -> str | None:
+        text = self.text.read(value)
+        if text and not text.isspace():
+            return text
+        if self.required:
+            raise self.make_error("short")
+        return None
+
+
 class Pattern(RequestField[str]):
     """Text that matches a regular expression as a whole."""
 
@@ -76,6 +92,15 @@ class Identifier(Pattern):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(_IDENTIFIER, "Must be 1 to 128 printable ASCII characters without spaces.", **kwargs)
+
+
+class SnakeCase(Pattern):
+    """action, event_type: an enumeration that newer clients may extend."""
+
+    def __init__(self, *known: str, **kwargs: Any) -> None:
+        described = ", ".join(f"`{value}`" for value in known)
+        message = "Must be lower_snake_case, 1 to 64 characters."
+        super().__init__(_SNAKE_CASE, message, metadata={"description": f"Such as {described}."}, **kwargs)
 
 
 class Uuid(Pattern):
@@ -186,49 +211,6 @@ class Json(RequestField[Any]):
                 name = f"{wanted}#{numbers[wanted]}"
             clean[name] = self._sanitize(item)
         return clean
-
-
-class Addresses(RequestField[list[str]]):
-    """A list of MAC or of IP addresses, stored as written."""
-
-    default_error_messages = {
-        "invalid": "Must be a list of strings.",
-        "many": f"More than {MAX_LIST} items.",
-        "mac": "Not a MAC address.",
-        "ip": "Not an IPv4 or IPv6 address.",
-    }
-    _items = {
-        "mac": {"type": "string", "pattern": f"^(?:{_MAC.pattern})$"},
-        "ip": {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]},
-    }
-
-    def __init__(self, kind: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kind = kind
-        self.json_schema = {"type": "array", "items": self._items[kind], "maxItems": MAX_LIST}
-
-    def read(self, value: Any) -> list[str]:
-        if not isinstance(value, list):
-            raise self.make_error("invalid")
-        if len(value) > MAX_LIST:
-            raise self.make_error("many")
-        wrong = {
-            index: [self.error_messages[self.kind]] for index, item in enumerate(value) if not self._is_address(item)
-        }
-        if wrong:
-            raise ma.ValidationError(wrong)
-        return value
-
-    def _is_address(self, item: Any) -> bool:
-        if not isinstance(item, str) or len(item) > 64 or not item.isascii() or not item.isprintable():
-            return False
-        if self.kind == "mac":
-            return _MAC.fullmatch(item) is not None
-        try:
-            ipaddress.ip_address(item)
-        except ValueError:
-            return False
-        return True
 
 
 class Time(AnswerField[str]):

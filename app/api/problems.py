@@ -129,8 +129,10 @@ def of(error: Exception, request_id: str = "") -> Problem:
 REFUSED: dict[str, tuple[int, str, str, str]] = {
     "conflict": (409, "content-conflict", "Conflict", "The same device, time and id are stored with other content."),
     "instance_conflict": (409, "instance-conflict", "Conflict", "The browser instance belongs to another device."),
+    "instance_limit": (409, "instance-limit", "Conflict", "The device has as many browser instances as it may."),
     "key_conflict": (409, "key-conflict", "Conflict", "The device has another key, or the key another device."),
-    "device_unknown": (403, "device-unknown", "Forbidden", "The device is not registered."),
+    "device_unknown": (401, "invalid-token", "Unauthorized", "The device is not registered."),
+    "key_replaced": (401, "invalid-token", "Unauthorized", "The token is for another key than the device's."),
     "device_revoked": (403, "device-revoked", "Forbidden", "The device is revoked."),
     "enrollment_revoked": (403, "enrollment-revoked", "Forbidden", "The enrolment is revoked."),
     "enrollment_used_up": (403, "enrollment-used-up", "Forbidden", "The enrolment has no uses left."),

@@ -57,7 +57,7 @@ def query_client(device_id: str) -> DeviceClient | None:
     """
     if not jws.is_name(device_id, 128):
         return None
-    [found] = db.run(SELECT_KEY, device_id=device_id, nobodys_key=DUMMY_KEYS[SIGNING_ALGORITHM].pem)
+    [found] = db.run(SELECT_KEY, device_id=device_id, dummy_key=DUMMY_KEYS[SIGNING_ALGORITHM].pem)
     if not found["is_known"]:
         g.refused = "unknown_device"
     return DeviceClient(device_id, device_key(found["public_key_pem"]), found["is_revoked"])

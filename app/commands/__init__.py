@@ -14,6 +14,7 @@ from flask.cli import AppGroup
 # The name of each command -> its module and its name there, so that one command does not load all others.
 COMMANDS = {
     "audit": "audit:audit",
+    "browser": "browsers:browser",
     "device": "devices:device",
     "enrollment": "enrollments:enrollment",
     "hold": "holds:hold",

@@ -25,10 +25,12 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
     """A value for each parameter that a statement has. A set has so many rows, each of a device, from this one on."""
     now, today = int(time.time() * 1000), datetime.now(UTC).date()
     return {
-        "rows": json.dumps([_row(ord, first + ord, now) for ord in range(rows)]),
+        "rows": json.dumps([_row(ordinal, first + ordinal, now) for ordinal in range(rows)]),
+        "instances_per_device": 200,
         "device_id": "device-1",
+        "instance_id": "instance-1",
         "enrollment_id": ID,
-        "nobodys_key": "pem",
+        "dummy_key": "pem",
         "jti": "jti",
         "use_id": ID,
         "expires_at": time.time() + 60,
@@ -63,15 +65,15 @@ def examples(rows: int = 1, first: int = 1) -> dict[str, Any]:
     }
 
 
-def _row(ord: int, number: int, now: int) -> dict[str, Any]:
-    id = str(uuid.UUID(int=ID.int + ord))
+def _row(ordinal: int, number: int, now: int) -> dict[str, Any]:
+    id = str(uuid.UUID(int=ID.int + ordinal))
     return {
-        "ord": ord,
+        "ordinal": ordinal,
         "device_id": f"device-{number}",
         "instance_id": f"instance-{number}",
-        "timestamp": now - ord,
-        "reported_at": now - ord,
-        "detected_at": now - ord,
+        "timestamp": now - ordinal,
+        "reported_at": now - ordinal,
+        "detected_at": now - ordinal,
         "prompt_id": id,
         "status_id": id,
         "event_id": id,

@@ -85,10 +85,10 @@ class Writer:
         """
 
         def together(transaction: Transaction) -> list[list[Answer]]:
-            return [list(_run_passes(transaction, record_type, rows)) for record_type, rows in batch]
+            return [list(self._run_passes(transaction, record_type, rows)) for record_type, rows in batch]
 
         def one_by_one(transaction: Transaction) -> list[list[Answer]]:
-            return [[_attempt_row(transaction, record_type, row) for row in rows] for record_type, rows in batch]
+            return [[self._attempt_row(transaction, record_type, row) for row in rows] for record_type, rows in batch]
 
         try:
             answers = self._database.transact(together)
@@ -126,11 +126,11 @@ class Writer:
 
         def limited(transaction: Transaction) -> list[Row]:
             transaction.limit_lock_wait(cast(int, lock_ms))
-            return _run_passes(transaction, record_type, rows)
+            return self._run_passes(transaction, record_type, rows)
 
         try:
             if lock_ms is None:
-                stored = self._database.on_connection(lambda run: _run_passes(run, record_type, rows))
+                stored = self._database.on_connection(lambda run: self._run_passes(run, record_type, rows))
             else:
                 stored = self._database.transact(limited)
         except Conflict as conflict:
@@ -143,31 +143,29 @@ class Writer:
         metrics.stored(record_type.name, [row["outcome"] for row in stored])
         return list(stored)
 
+    def _attempt_row(self, transaction: Transaction, record_type: RecordType, row: Row) -> Answer:
+        try:
+            return transaction.attempt(lambda: self._run_passes(transaction, record_type, [row])[0])
+        except DatabaseError as error:
+            return error
 
-def _attempt_row(transaction: Transaction, record_type: RecordType, row: Row) -> Answer:
-    try:
-        return transaction.attempt(lambda: _run_passes(transaction, record_type, [row])[0])
-    except DatabaseError as error:
-        return error
+    def _run_passes(self, run: Transaction, record_type: RecordType, rows: list[Row]) -> list[Row]:
+        """Run the statement of a record type, then the duplicate check for rows without an outcome, and so on in turns.
 
-
-def _run_passes(run: Transaction, record_type: RecordType, rows: list[Row]) -> list[Row]:
-    """Run the statement of a record type, then the duplicate check for rows without an outcome, and so on in turns.
-
-    A row that the duplicate check can't explain has changed meanwhile: the statement may take it now. Raises
-    Unavailable when that does not end.
-    """
-    answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
-    undecided: Sequence[int] = range(len(rows))
-    for number in range(MAX_PASSES):
-        text = dumps([{"ord": index, **rows[index]} for index in undecided])
-        statement = record_type.duplicate_check if number % 2 else record_type.statement
-        for found in run(statement, rows=text):
-            answers[found.pop("ord")].update(found)
-        undecided = [index for index in undecided if answers[index]["outcome"] is None]
-        if not undecided:
-            return answers
-    raise Unavailable
+        A row that the duplicate check can't explain has changed meanwhile: the statement may take it now. Raises
+        Unavailable when that does not end.
+        """
+        answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
+        undecided: Sequence[int] = range(len(rows))
+        for number in range(MAX_PASSES):
+            text = dumps([{"ordinal": index, **rows[index]} for index in undecided])
+            statement = record_type.duplicate_check if number % 2 else record_type.statement
+            for found in run(statement, rows=text, instances_per_device=self.settings.instances_per_device):
+                answers[found.pop("ordinal")].update(found)
+            undecided = [index for index in undecided if answers[index]["outcome"] is None]
+            if not undecided:
+                return answers
+        raise Unavailable
 
 
 def _is_away(answer: Answer) -> bool:

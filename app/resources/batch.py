@@ -86,6 +86,9 @@ class BatchResult(ma.Schema):
         keys=ma.fields.String(),
         metadata={"description": "As a problem's; null when the item is stored."},
     )
+    warnings = ma.fields.List(
+        ma.fields.String(), metadata={"description": "Of a stored heartbeat: addresses that could not be read, if any."}
+    )
 
 
 class BatchResponse(ma.Schema):
@@ -103,7 +106,7 @@ def replay(batch: dict[str, Any]) -> Any:
 
 
 def _store(items: list[Any], principal: Principal) -> list[dict[str, Any]]:
-    """A result for each item, in order; after the commit."""
+    """A result for each item, in order; after the commit. Raises Problem 401 for a token that is no longer valid."""
     results: list[dict[str, Any]] = [{}] * len(items)
     rows: dict[RecordType, list[tuple[int, Row]]] = {record_type: [] for record_type in batch_types().values()}
     for index, item in enumerate(items):
@@ -117,7 +120,7 @@ def _store(items: list[Any], principal: Principal) -> list[dict[str, Any]]:
     answers = writer.write_batch([(record_type, [row for _, row in indexed]) for record_type, indexed in batch])
     for (record_type, indexed), stored in zip(batch, answers, strict=True):
         for (index, row), answer in zip(indexed, stored, strict=True):
-            results[index] = _result(answer, row[record_type.id_field])
+            results[index] = _result(answer, row, row[record_type.id_field])
     return results
 
 
@@ -155,12 +158,20 @@ def _item_id(item: Any) -> str | None:
         return None
 
 
-def _result(answer: Any, id_: str) -> dict[str, Any]:
+def _result(answer: Any, row: Row, id_: str) -> dict[str, Any]:
+    """The result of an item whose row was sent to the database. Raises Problem 401."""
     try:
         _, status = pipeline.accepted(answer)
     except Exception as error:
-        return _refused(problems.of(error), id_)
-    return {"status": status, "id": id_, "errors": None}
+        problem = problems.of(error)
+        if problem.status == 401:
+            # Of all items alike: the client needs another token, or to register again.
+            raise problem from None
+        return _refused(problem, id_)
+    result = {"status": status, "id": id_, "errors": None}
+    if row.get("warnings"):
+        result["warnings"] = row["warnings"]
+    return result
 
 
 def _refused(problem: problems.Problem, id_: str | None) -> dict[str, Any]:

@@ -23,18 +23,25 @@ blp = Blueprint("browsers", __name__, url_prefix="/api/browsers", description="B
 class RegisterBrowserRequest(fields.Schema):
     instance_id = fields.Identifier(required=True)
     device_id = fields.Identifier(required=True)
-    browser_name = fields.Text(required=True, empty=False)
-    browser_version = fields.Text(load_default=None)
-    profile_name = fields.Text(load_default=None)
-    profile_path = fields.Text(load_default=None)
-    extension_id = fields.Text(load_default=None)
-    extension_version = fields.Text(load_default=None)
-    discovered_at = fields.EpochMilliseconds(load_default=None)
+    browser_name = fields.MetadataText(required=True)
+    browser_version = fields.MetadataText(load_default=None)
+    profile_name = fields.MetadataText(load_default=None)
+    profile_path = fields.MetadataText(load_default=None)
+    extension_id = fields.MetadataText(load_default=None)
+    extension_version = fields.MetadataText(load_default=None)
+    discovered_at = fields.EpochMilliseconds(load_default=None, metadata={"description": "The earliest counts."})
+    observed_at = fields.EpochMilliseconds(
+        load_default=None, metadata={"description": "Metadata observed then does not overwrite newer metadata."}
+    )
 
 
 class BrowserHeartbeatRequest(RegisterBrowserRequest):
     device_id = fields.Identifier(load_default=None, metadata={"description": "The token's; taken from there."})
-    browser_name = fields.Text(load_default=None)
+    browser_name = fields.MetadataText(load_default=None)
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """As a registration, marked for the statement that stores both."""
+        return {**super().load(data, **kwargs), "is_heartbeat": True}
 
 
 class RegisterBrowserResponse(fields.Answer):
@@ -53,7 +60,8 @@ class BrowserHeartbeatResponse(fields.Answer):
     heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
 
 
-SELECT_OWNERS = statement("browsers/select_owners")
+UPSERT_INSTANCES = statement("browsers/upsert_instances")
+SETTLE_CLAIMS = statement("browsers/settle_claims")
 
 BROWSER_REGISTER = RecordType(
     name="browser_register",
@@ -70,8 +78,8 @@ BROWSER_REGISTER = RecordType(
     scope="browsers:write",
     schema=RegisterBrowserRequest(),
     answer=RegisterBrowserResponse(),
-    statement=statement("browsers/upsert_instances"),
-    duplicate_check=SELECT_OWNERS,
+    statement=UPSERT_INSTANCES,
+    duplicate_check=SETTLE_CLAIMS,
     id_field="instance_id",
     priority=NORMAL,
 )
@@ -82,8 +90,8 @@ BROWSER_HEARTBEAT = RecordType(
     scope="browsers:write",
     schema=BrowserHeartbeatRequest(),
     answer=BrowserHeartbeatResponse(),
-    statement=statement("browsers/upsert_heartbeats"),
-    duplicate_check=SELECT_OWNERS,
+    statement=UPSERT_INSTANCES,
+    duplicate_check=SETTLE_CLAIMS,
     id_field="instance_id",
     priority=LOW,
     is_heartbeat=True,
@@ -97,7 +105,7 @@ BROWSER_HEARTBEAT = RecordType(
 @blp.response(201, BROWSER_REGISTER.answer)
 @refusals(RegisterBrowserResponse, 409)
 def register(instance: dict[str, Any]) -> Any:
-    """Register a browser instance, or update what is given of it."""
+    """Register a browser instance, or update its metadata."""
     return pipeline.store(BROWSER_REGISTER, instance)
 
 
@@ -108,5 +116,5 @@ def register(instance: dict[str, Any]) -> Any:
 @blp.response(201, BROWSER_HEARTBEAT.answer)
 @refusals(BrowserHeartbeatResponse, 409)
 def heartbeat(instance: dict[str, Any]) -> Any:
-    """Note that a browser instance is alive."""
+    """Record a browser instance's heartbeat."""
     return pipeline.store(BROWSER_HEARTBEAT, instance)

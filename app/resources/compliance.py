@@ -21,7 +21,7 @@ blp = Blueprint("compliance", __name__, url_prefix="/api/compliance", descriptio
 
 class ComplianceEventRequest(fields.Schema):
     device_id = fields.Identifier(required=True)
-    event_type = fields.Pattern("[a-z][a-z0-9_]{0,63}", "Must be lower_snake_case, 1 to 64 characters.", required=True)
+    event_type = fields.SnakeCase("tamper_detected", "prompt_blocked", required=True)
     severity = fields.Choice("low", "medium", "high", "critical", required=True)
     instance_id = fields.Identifier(load_default=None)
     event_id = fields.Uuid(load_default=None, metadata={"description": "Derived from the content when left out."})

@@ -9,6 +9,7 @@ from typing import Any
 import marshmallow as ma
 
 from app.api import fields
+from app.api.addresses import Addresses, Warnings
 from app.api.bodies import Blueprint
 from app.api.openapi import refusals
 from app.api.samples import DEVICE_ID, TIME_MS
@@ -41,10 +42,22 @@ class PublicKey(RequestField[DeviceKey]):
 
 
 class DeviceMetadata(fields.Schema):
-    macs = fields.Addresses("mac", load_default=None)
-    ips = fields.Addresses("ip", load_default=None)
+    macs = Addresses("mac", load_default=None)
+    ips = Addresses("ip", load_default=None)
     os = fields.Json(str, dict, load_default=None)
     browsers = fields.Json(list, of=(str, dict), load_default=None)
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """The row, with `warnings`: a sentence for each address that is left out because it can't be read."""
+        row = super().load(data, **kwargs)
+        row["warnings"] = []
+        for name, field in self.load_fields.items():
+            if isinstance(field, Addresses) and row[name]:
+                row[name], warnings = field.readable(row[name])
+                row["warnings"] += warnings
+        if isinstance(row["os"], str) and not row["os"].strip():
+            row["os"] = None
+        return row
 
 
 class RegisterDeviceRequest(DeviceMetadata):
@@ -52,29 +65,33 @@ class RegisterDeviceRequest(DeviceMetadata):
     public_key_pem = PublicKey(
         required=True, metadata={"description": "EC P-256, RSA of 2048 to 4096 bits, or Ed25519."}
     )
-    hostname = fields.Text(required=True, empty=False)
+    hostname = fields.MetadataText(required=True)
     registered_at = fields.EpochMilliseconds(load_default=None)
 
 
 class DeviceHeartbeatRequest(DeviceMetadata):
     device_id = fields.Identifier(required=True)
-    hostname = fields.Text(load_default=None, metadata={"description": "This and the others only when they changed."})
+    hostname = fields.MetadataText(
+        load_default=None, metadata={"description": "This and the others only when they changed."}
+    )
+    observed_at = fields.EpochMilliseconds(
+        load_default=None, metadata={"description": "Metadata observed then does not overwrite newer metadata."}
+    )
 
 
 class RegisterDeviceResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     key_thumbprint = ma.fields.String(required=True, metadata={"description": "RFC 7638, SHA-256."})
     registered_at = fields.Time(required=True)
+    warnings = Warnings()
 
 
 class DeviceHeartbeatResponse(fields.Answer):
     device_id = ma.fields.String(required=True)
     last_heartbeat = fields.Time(required=True)
+    warnings = Warnings()
     server_time = ma.fields.Integer(required=True, metadata={"description": "Epoch milliseconds."})
     heartbeat_interval_s = ma.fields.Integer(required=True, metadata={"description": "When to send the next."})
-
-
-REGISTER_DEVICES = statement("devices/register_devices")
 
 
 def build_registration(body: dict[str, Any], enrollment: Principal) -> dict[str, Any]:
@@ -108,14 +125,13 @@ DEVICE_REGISTER = RecordType(
     scope=REGISTER,
     schema=RegisterDeviceRequest(),
     answer=RegisterDeviceResponse(),
-    statement=REGISTER_DEVICES,
-    duplicate_check=REGISTER_DEVICES,
+    statement=statement("devices/register_devices"),
+    duplicate_check=statement("devices/record_conflicts"),
     id_field="device_id",
     priority=NORMAL,
     in_batch=False,
     build=build_registration,
 )
-UPSERT_HEARTBEATS = statement("devices/upsert_heartbeats")
 DEVICE_HEARTBEAT = RecordType(
     name="device_heartbeat",
     table="devices",
@@ -123,8 +139,8 @@ DEVICE_HEARTBEAT = RecordType(
     scope="devices:write",
     schema=DeviceHeartbeatRequest(),
     answer=DeviceHeartbeatResponse(),
-    statement=UPSERT_HEARTBEATS,
-    duplicate_check=UPSERT_HEARTBEATS,
+    statement=statement("devices/upsert_heartbeats"),
+    duplicate_check=statement("devices/select_refusals"),
     id_field="device_id",
     priority=LOW,
     is_heartbeat=True,
@@ -148,5 +164,5 @@ def register(device: dict[str, Any]) -> Any:
 @blp.response(201, DEVICE_HEARTBEAT.answer)
 @refusals(DeviceHeartbeatResponse, 409)
 def heartbeat(device: dict[str, Any]) -> Any:
-    """Note that a device is alive."""
+    """Record a device's heartbeat."""
     return pipeline.store(DEVICE_HEARTBEAT, device)

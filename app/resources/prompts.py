@@ -35,7 +35,7 @@ class PromptRequest(fields.Schema):
     page_title = fields.Text(load_default=None)
     conversation_id = fields.Text(load_default=None)
     model = fields.Text(load_default=None)
-    action = fields.Choice("allowed", "warned", "blocked", "redacted", load_default=None)
+    action = fields.SnakeCase("allowed", "warned", "blocked", "redacted", load_default=None)
     metadata = fields.Json(dict, load_default=None)
 
 

@@ -1,35 +1,36 @@
 -- Record compliance events. A retry stores nothing new: its row comes back without an outcome.
 --
--- rows  json  array of objects; fields and types are those of `given`; ord counts from 0
+-- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
--- Returns  a row for each given row whose device is known: ord, created_at,
---          outcome (created | device_revoked | null: the key was there before, or twice in the set; select_events
---          tells)
+-- Returns  a row for each input row whose device is known: ordinal, created_at,
+--          outcome (created | device_revoked | key_replaced: the token is for another key than the device's |
+--          null: the row's key was there before, or twice in the batch; select_events tells)
 -- Index    devices_pkey, browser_instances_pkey, compliance_events_pkey
--- Locks    the new rows, in key order; of devices and instances without a heartbeat for an hour their rows
--- Load     one call a shared commit, 1 to 1,000 rows
-WITH given AS (
+-- Locks    the new rows, in key order; rows of devices and instances without a heartbeat for an hour
+-- Load     one call a group commit, 1 to 1,000 rows
+WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
-        ord int, detected_at bigint, device_id text, event_id uuid, instance_id text, event_type text, severity text,
-        user_context jsonb, details jsonb
+        ordinal int, detected_at bigint, device_id text, key_thumbprint text, event_id uuid, instance_id text,
+        event_type text, severity text, user_context jsonb, details jsonb
     )
-    -- True of every row. The planner takes it for a sign of few, and so looks devices up by key.
-    WHERE r.ord BETWEEN 0 AND 100000
+    -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
+    WHERE r.ordinal BETWEEN 0 AND 100000
 ),
 
 known AS (
     SELECT
-        given.*,
+        input.*,
         devices.revoked_at,
+        (devices.key_thumbprint IS DISTINCT FROM input.key_thumbprint) AS is_replaced,
         devices.archived_at IS NOT NULL
         OR greatest(devices.last_heartbeat, devices.last_report) < now() - interval '1 hour' AS is_due,
         devices.instances_watched_at,
         row_number() OVER (
-            PARTITION BY given.detected_at, given.device_id, given.event_id ORDER BY given.ord
-        ) AS turn
-    FROM given
-    INNER JOIN devices ON given.device_id = devices.device_id
+            PARTITION BY input.detected_at, input.device_id, input.event_id ORDER BY input.ordinal
+        ) AS occurrence
+    FROM input
+    INNER JOIN devices ON input.device_id = devices.device_id
 ),
 
 stored AS (
@@ -39,13 +40,14 @@ stored AS (
     SELECT
         detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details
     FROM known
-    WHERE revoked_at IS NULL AND turn = 1
+    WHERE revoked_at IS NULL AND NOT is_replaced AND occurrence = 1
     ORDER BY detected_at, device_id, event_id
     ON CONFLICT DO NOTHING
     RETURNING detected_at, device_id, event_id
 ),
 
--- A report is a sign of life: noted once an hour at most, while no heartbeat is. It brings back what was archived.
+-- A report is a sign of life, recorded at most once an hour and only while no heartbeat comes. It brings back what was
+-- archived.
 heard_devices AS (
     UPDATE devices
     SET
@@ -54,7 +56,7 @@ heard_devices AS (
     FROM (
         SELECT DISTINCT device_id
         FROM known
-        WHERE is_due AND revoked_at IS NULL
+        WHERE is_due AND revoked_at IS NULL AND NOT is_replaced
         ORDER BY device_id
     ) AS due
     WHERE devices.device_id = due.device_id
@@ -70,12 +72,12 @@ heard_instances AS (
             instance_id,
             device_id
         FROM known
-        WHERE instances_watched_at IS NOT NULL AND revoked_at IS NULL
+        WHERE instances_watched_at IS NOT NULL AND revoked_at IS NULL AND NOT is_replaced
         ORDER BY instance_id
     ) AS named
     WHERE
         browser_instances.instance_id = named.instance_id
-        -- Without the operator it would be looked up by its device, which may have hundreds.
+        -- Without the operator, the index on device_id would be used, and a device may have hundreds of instances.
         AND browser_instances.device_id || '' = named.device_id
         AND (
             browser_instances.archived_at IS NOT NULL
@@ -84,11 +86,12 @@ heard_instances AS (
 )
 
 SELECT
-    known.ord,
+    known.ordinal,
     CASE
         WHEN known.revoked_at IS NOT NULL THEN 'device_revoked'
+        WHEN known.is_replaced THEN 'key_replaced'
         WHEN
-            known.turn = 1
+            known.occurrence = 1
             AND (known.detected_at, known.device_id, known.event_id) IN (
                 SELECT stored.detected_at, stored.device_id, stored.event_id FROM stored
             )

@@ -13,7 +13,8 @@ SET
     macs = NULL,
     ips = NULL,
     os = NULL,
-    browsers = NULL
+    browsers = NULL,
+    erased_at = now()
 WHERE
     device_id = %(device_id)s
     AND NOT is_device_held(device_id)

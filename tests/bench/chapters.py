@@ -188,7 +188,7 @@ class Bench:
             ):
                 target = self.target(kind, site, kind, 16, url=url, tokens=tokens)
                 heard = statement(
-                    "devices/upsert_heartbeats" if target.table == "devices" else "browsers/upsert_heartbeats"
+                    "devices/upsert_heartbeats" if target.table == "devices" else "browsers/upsert_instances"
                 )
                 before = measure.updates(connection, target.table)
                 self.stage.control.execute("CHECKPOINT")
@@ -224,14 +224,15 @@ class Bench:
         for start in range(1, sets + 1):
             given = [
                 {
-                    "ord": ord,
+                    "ordinal": ordinal,
                     "device_id": rows.device(number),
                     "instance_id": f"instance-{number:07}",
-                    "key_thumbprint": "x",
+                    "key_thumbprint": rows.thumbprint(number),
+                    "is_heartbeat": True,
                 }
-                for ord, number in enumerate(range(start, count + 1, sets))
+                for ordinal, number in enumerate(range(start, count + 1, sets))
             ]
-            connection.execute(heard.text, {"rows": dumps(given)})
+            connection.execute(heard.text, {"rows": dumps(given), "instances_per_device": 200})
         connection.execute("SELECT pg_stat_force_next_flush()")
 
     def growth(self) -> dict[str, Any]:

@@ -307,7 +307,8 @@ def _stored(connection: psycopg.Connection[Any], target: Target, began: Any) -> 
 PGBENCH_ROW = (
     "('[' || format(:template::text, 'device-' || lpad((:device)::text, 7, '0'), "
     "'instance-' || lpad((:device)::text, 7, '0'), "
-    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, gen_random_uuid(), (:fresh)::text) || ']')"
+    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, gen_random_uuid(), (:fresh)::text, "
+    "rpad(md5((:device)::text), 43, 'x')) || ']')"
 )
 
 
@@ -322,7 +323,7 @@ def pgbench(tools: Tools, stage: Stage, url: str, devices: int, connections: int
     row = rows.template("prompt")[1:].replace("%", "%%")
     for place, name in enumerate(("device", "instance", "time", "uuid", "fresh"), start=1):
         row = row.replace(f"${name}", f"%{place}$s")
-    row = '{"ord":0,"key_thumbprint":"' + "x" * 43 + '",' + row
+    row = '{"ordinal":0,"key_thumbprint":"%6$s",' + row
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("TRUNCATE prompts")
     log = stage.folder / "pgbench_log"

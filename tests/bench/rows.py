@@ -159,6 +159,11 @@ def device(number: int) -> str:
     return f"device-{number:07}"
 
 
+def thumbprint(number: int) -> str:
+    """Of the key of a device that FILL_DEVICES makes."""
+    return hashlib.md5(str(number).encode()).hexdigest().ljust(43, "x")
+
+
 def fill(url: str, devices: int, prompts: int = 0) -> None:
     """Put so many devices, as many browser instances, and so many prompts into an empty database."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -183,7 +188,6 @@ class Mint:
 
     def token(self, number: int) -> str:
         now = int(time.time())
-        thumbprint = hashlib.md5(str(number).encode()).hexdigest().ljust(43, "x")
         claims = {
             "iss": self._issuer,
             "aud": self._issuer,
@@ -193,7 +197,7 @@ class Mint:
             "exp": now + TOKEN_SECONDS,
             "jti": base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
             "scope": " ".join(WRITE),
-            "cnf": {"jkt": thumbprint},
+            "cnf": {"jkt": thumbprint(number)},
         }
         headers = {"typ": "at+jwt", "kid": self._kid}
         return jwt.encode(claims, self._key, algorithm="ES256", headers=headers)

@@ -112,6 +112,7 @@ def test_there_is_every_command_of_the_contract() -> None:
     promised = {
         "enrollment": ["create", "list", "revoke"],
         "device": ["list", "show", "revoke", "restore", "forget-key"],
+        "browser": ["list", "show", "release"],
         "token": ["create"],
         "keys": ["list", "rotate", "add", "promote", "remove"],
     }

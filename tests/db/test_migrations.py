@@ -20,6 +20,7 @@ import psycopg
 import pytest
 
 from app.db import migrations
+from tests.support import previous_release
 
 TABLES = """
 SELECT table_name FROM information_schema.tables
@@ -297,6 +298,8 @@ INSERT INTO legal_holds (hold_id, device_id, reason)
 SELECT gen_random_uuid(), 'device-' || n, 'r' FROM generate_series(1, 100) AS n;
 UPDATE prompts SET prompt = '', erased_at = now() WHERE "timestamp" % 3 = 0;
 UPDATE devices SET archived_at = now();
+INSERT INTO conflict_notices (device_id, event_type, subject, noticed_on)
+SELECT 'device-' || n, 'registration_conflict', 'k', current_date FROM generate_series(1, 100) AS n;
 """
 CREATED = {
     "0001.create-enrollments": "enrollments",
@@ -308,6 +311,7 @@ CREATED = {
     "0007.create-client-assertions": "client_assertions",
     "0012.create-audit-log": "audit_log",
     "0013.create-legal-holds": "legal_holds",
+    "0028.create-conflict-notices": "conflict_notices",
 }
 
 
@@ -332,12 +336,10 @@ def test_a_rollback_of_filled_tables_loses_no_more_than_it_says(empty_url: str, 
     assert counts(empty_url) == {table: 0 if table in gone else count for table, count in before.items()}
 
 
-PREVIOUS = Path(__file__).parents[1] / "previous_release"
-
-
-def test_the_previous_release_writes_while_this_one_migrates(empty_url: str, edited: Path) -> None:
+@pytest.mark.parametrize("release", previous_release.RELEASES)
+def test_a_previous_release_writes_while_this_one_migrates(empty_url: str, edited: Path, release: str) -> None:
     """Its statements against its schema, filled, while everything newer is applied."""
-    newer = [name for name in migrations.names() if name > "0008"]
+    newer = [name for name in migrations.names() if name not in previous_release.migrations(release)]
     kept = {path: path.read_text() for name in newer for path in edited.glob(f"{name}.*")}
     for path in kept:
         path.unlink()
@@ -351,11 +353,7 @@ def test_the_previous_release_writes_while_this_one_migrates(empty_url: str, edi
         connection.execute(FILL)
     for path, text in kept.items():
         path.write_text(text)
-    statements = {
-        path.stem: "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("--"))
-        for path in sorted(PREVIOUS.glob("*.sql"))
-    }
-    assert len(statements) == 7
+    statements = previous_release.statements(release)
     stop = threading.Event()
 
     def write(number: int) -> dict[str, int]:
@@ -380,11 +378,16 @@ def test_the_previous_release_writes_while_this_one_migrates(empty_url: str, edi
             stop.set()
         sent = sum((Counter(writer.result(timeout=60)) for writer in writers), Counter())
     stored = counts(empty_url)
-    assert stored["prompts"] == 500 + sent["prompts.insert_prompts"] > 600
-    assert stored["extension_status"] == 500 + sent["extension.insert_statuses"]
-    assert stored["compliance_events"] == 500 + sent["compliance.insert_events"]
-    assert stored["devices"] == 100 + sent["devices.register_devices"]
-    assert stored["browser_instances"] == 100 + sent["browsers.upsert_instances"] + sent["browsers.upsert_heartbeats"]
+    assert stored["prompts"] == 500 + sent["prompts/insert_prompts"] > 600
+    assert stored["extension_status"] == 500 + sent["extension/insert_statuses"]
+    assert stored["compliance_events"] == 500 + sent["compliance/insert_events"]
+    assert stored["devices"] == 100 + sent["devices/register_devices"]
+    assert stored["browser_instances"] == 100 + sent["browsers/upsert_instances"] + sent["browsers/upsert_heartbeats"]
+
+
+def test_a_clone_without_the_history_of_a_previous_release_fails_with_a_clear_message() -> None:
+    with pytest.raises(AssertionError, match="whole history"):
+        previous_release.statements("0" * 40)
 
 
 def _send(connection: psycopg.Connection[Any], text: str, unique: str) -> int:

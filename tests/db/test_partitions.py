@@ -757,7 +757,7 @@ def test_a_set_that_comes_again_is_looked_up_by_key_in_its_own_months(
         [[ms(month(ahead)) + 7 for ahead in (-6, 0, 5)]],
     ).fetchall()
     assert len(keys) == 3
-    names = ("ord", kind.time, "device_id", kind.id)
+    names = ("ordinal", kind.time, "device_id", kind.id)
     set_ = json.dumps([dict(zip(names, (n, *key), strict=True)) for n, key in enumerate(keys)])
     looked_into = {f"{kind.table}_default", name(kind), name(kind, 5)}
     assert scans(months, f"EXECUTE again ('{set_}')") == dict.fromkeys(looked_into, "Index Scan")
@@ -769,7 +769,7 @@ def test_an_insert_looks_into_no_partition_at_all(months: psycopg.Connection[Any
     text = statement(kind.insert).text.replace("%(rows)s", "$1")
     prepare(months, plan, f"new (json) AS {text}")
     row = {
-        "ord": 0,
+        "ordinal": 0,
         "device_id": "device-1",
         "instance_id": "i",
         kind.id: str(uuid.uuid4()),
@@ -785,7 +785,7 @@ def test_a_plan_made_while_a_month_was_empty_changes_when_it_fills(months: psyco
     text = statement("prompts/select_prompts").text.replace("%(rows)s", "$1")
     prepare(months, "generic", f"again (json) AS {text}")
     at = ms(month(7)) + 7
-    key = {"ord": 0, "timestamp": at, "device_id": "device-7", "prompt_id": str(uuid.uuid4())}
+    key = {"ordinal": 0, "timestamp": at, "device_id": "device-7", "prompt_id": str(uuid.uuid4())}
     lookup = f"EXECUTE again ('[{json.dumps(key)}]')"
     assert scans(months, lookup) == {name(PROMPT, 7): "Seq Scan"}
     months.execute(

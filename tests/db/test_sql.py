@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,6 +218,66 @@ def test_query_plans_use_the_index_that_the_header_names(template: Any, state: s
     with tables(template, state) as there:
         faults = [fault for name in NAMES for fault in faults_of(there, name, state == "empty")]
     assert not faults, "\n".join(faults)
+
+
+def new_or_in_conflict(rows: int) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Rows that the other tests do not send, by statement: of instances and devices that are new or another's."""
+    each = [
+        {**row, "device_id": f"device-{2000 + number}", "key_thumbprint": f"thumbprint-{2000 + number}"}
+        for number, row in enumerate(json.loads(plans.examples(rows)["rows"]))
+    ]
+    one = [{**row, "device_id": "device-2000", "key_thumbprint": "thumbprint-2000"} for row in each]
+    new = [[{**row, "instance_id": f"new-{row['ordinal']}"} for row in rows] for rows in (each, one)]
+    other_keys = [{**row, "key_thumbprint": f"other-{row['ordinal']}"} for row in each]
+    sent: dict[str, list[list[dict[str, Any]]]] = {
+        "browsers/upsert_instances": [*new, each, one],
+        "browsers/settle_claims": [each, one, [{**row, "is_heartbeat": True} for row in each]],
+        "devices/record_conflicts": [other_keys, [{**row, "device_id": f"new-{row['ordinal']}"} for row in each]],
+        "devices/register_devices": [other_keys, [{**row, "device_id": row["key_thumbprint"]} for row in other_keys]],
+        "devices/select_refusals": [other_keys],
+        "devices/upsert_heartbeats": [other_keys, each + other_keys],
+    }
+    return {name: tuple(plans.examples() | {"rows": json.dumps(rows)} for rows in sets) for name, sets in sent.items()}
+
+
+@pytest.mark.parametrize("owners", ["there", "revoked"])
+def test_what_new_and_refused_rows_cost_grows_with_the_batch_and_not_with_its_square(
+    template: Any, owners: str
+) -> None:
+    amount = 1000
+    with tables(template, "filled and analyzed") as there:
+        if owners == "revoked":
+            there.connection.execute("UPDATE devices SET revoked_at = now() WHERE length(device_id) < 11")
+        for name, sets in new_or_in_conflict(amount).items():
+            for number, parameters in enumerate(sets):
+                plan = plans.explain(
+                    there.connection, statement(name), parameters, True, "ANALYZE, TIMING OFF, FORMAT JSON"
+                )
+                assert not repeated(plan), (name, number)
+                assert sum(map(handled, plans.nodes(plan))) < 100 * amount, (name, number)
+                assert not there.scanned(plan, 1), (name, number)
+
+
+@pytest.mark.parametrize("name", ["devices/upsert_heartbeats", "browsers/upsert_instances"])
+def test_heartbeats_are_hot_updates(template: Any, name: str) -> None:
+    """No index is touched, whatever metadata comes with them."""
+    metadata = {"hostname": "h", "os": {}, "browser_name": "b", "profile_name": "p", "is_heartbeat": True}
+    [row] = json.loads(plans.examples()["rows"])
+    updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = %s"
+    with tables(template, "empty") as there, there.connection.transaction():
+        key = {"device_id": row["device_id"], "key_thumbprint": row["key_thumbprint"]}
+        there.connection.execute(
+            "INSERT INTO devices (device_id, key_thumbprint) VALUES (%(device_id)s, %(key_thumbprint)s)", key
+        )
+        for number in range(4):
+            sent = {**row, **metadata, "profile_name": f"p-{number}", "hostname": f"h-{number}"}
+            found = there.connection.execute(
+                statement(name).text, plans.examples() | {"rows": json.dumps([sent if number else row])}
+            ).fetchall()
+            assert found[0][1] in ("created", "updated")
+        table = "devices" if name.startswith("devices") else "browser_instances"
+        total, hot = there.connection.execute(updates, [table]).fetchone()
+    assert (total, hot) == ((4, 4) if table == "devices" else (3, 3))
 
 
 HOLDS = """

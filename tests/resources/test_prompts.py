@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.contracts import ReportContract
-from tests.support.values import NOT_IDENTIFIER, NOT_OBJECT, NOT_TEXT, NOT_UUID, not_choice
+from tests.support.values import NOT_IDENTIFIER, NOT_OBJECT, NOT_SNAKE_CASE, NOT_TEXT, NOT_UUID
 
 
 class TestPrompt(ReportContract):
@@ -49,7 +49,7 @@ class TestPrompt(ReportContract):
         "device_id": NOT_IDENTIFIER,
         "instance_id": NOT_IDENTIFIER,
         "prompt_id": NOT_UUID,
-        "action": not_choice("allowed", "warned", "blocked", "redacted"),
+        "action": NOT_SNAKE_CASE,
         "metadata": NOT_OBJECT,
         **dict.fromkeys(texts, NOT_TEXT),
     }
@@ -60,7 +60,7 @@ class TestPrompt(ReportContract):
         **dict.fromkeys(texts, "something else"),
     }
 
-    @pytest.mark.parametrize("action", ["allowed", "warned", "blocked", "redacted"])
+    @pytest.mark.parametrize("action", ["allowed", "warned", "blocked", "redacted", "t", "t" * 64, "asked_2", "a__b_"])
     def test_what_the_extension_did_is_stored(self, post, stored, body, action):
         assert post({**body, "action": action}).status_code == 201
         assert stored()[0]["action"] == action

@@ -82,8 +82,14 @@ def items(good: str, *wrong: Any) -> st.SearchStrategy[Probe]:
     return fine([], [good], [good] * 1000) | but([good] * 1001, good, {}, 7, True, [7], [[good]], *wrong)
 
 
-MACS = items("02:00:5e:10:00:01", ["02:00:5e:10:00"], ["02:00:5e:10:00:0g"], [""])
-IPS = items("fe80::1", ["10.0.0.256"], ["10.0.0.0/8"], [""])
+def addresses(good: str, *unreadable: Any) -> st.SearchStrategy[Probe]:
+    """What can't be read is left out, and costs no heartbeat."""
+    taken = fine([], [good], [good] * 1000, [good] * 1001, [7], [None], [[good]], [""], *unreadable)
+    return taken | but(good, {}, 7, True)
+
+
+MACS = addresses("02:00:5e:10:00:01", ["02:00:5e:10:00"], ["02:00:5e:10:00:0g"])
+IPS = addresses("fe80::1", ["10.0.0.256"], ["10.0.0.0/8"])
 OS = fine("macOS 26", {"name": "macOS"}) | but(7, True, ["macOS"])
 BROWSERS = items("chrome") | fine([{"name": "chrome"}, "edge"]) | but([None], [True])
 METADATA = {"macs": MACS, "ips": IPS, "os": OS, "browsers": BROWSERS}
@@ -102,7 +108,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any], set[str], dict[str, st.SearchStrate
             "prompt": TEXT,
             "timestamp": TIME,
             "prompt_id": UUID,
-            "action": choice("allowed", "warned", "blocked", "redacted"),
+            "action": fine("allowed", "a", "a_9", "a" * 64) | but("", "A", "9a", "_a", "a-b", "a b", "a" * 65, 7, True),
             "metadata": OBJECT,
             **dict.fromkeys(
                 (

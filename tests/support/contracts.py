@@ -137,7 +137,8 @@ class ReportContract:
 
     def test_a_deleted_device_is_refused(self, post, stored, body, device, rows):
         rows("DELETE FROM devices WHERE device_id = %s", device.device_id)
-        assert post(body).status_code == 403
+        answer = post(body)
+        assert (answer.status_code, answer.json["type"]) == (401, "urn:watchpost:problem:invalid-token")
         assert stored() == []
 
     def test_unknown_fields_are_ignored(self, post, stored, body):

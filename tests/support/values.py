@@ -38,6 +38,22 @@ NESTED = {
 }
 
 
+NOT_SNAKE_CASE = [
+    *NOT_TEXT,
+    "",
+    "Allowed",
+    "not-allowed",
+    "not allowed",
+    "allowed\n",
+    "allowed\x00",
+    "_allowed",
+    "1st_allowed",
+    "t\xe4mper",
+    "\ud800",
+    "t" * 65,
+]
+
+
 def not_choice(*choices):
     return [*NOT_TEXT, "", "other", choices[0].upper(), choices[0] + " ", choices[0] + "\x00", "\ud800"]
 

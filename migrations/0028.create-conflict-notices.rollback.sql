@@ -1,0 +1,2 @@
+-- Loses which conflicts have left an event today: each leaves one more.
+DROP TABLE conflict_notices;

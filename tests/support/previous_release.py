@@ -1,0 +1,52 @@
+"""The write statements and migrations of releases that may still run while this one is installed, from git."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# The last commit of each release whose workers may write while this one migrates.
+RELEASES = (
+    "c30dbc2fc202",  # before event tables were partitioned
+    "8d95fc319945",  # before rows were refused by the key of their token
+)
+WRITES = (
+    "browsers/upsert_heartbeats",
+    "browsers/upsert_instances",
+    "compliance/insert_events",
+    "devices/register_devices",
+    "devices/upsert_heartbeats",
+    "extension/insert_statuses",
+    "prompts/insert_prompts",
+)
+
+
+@cache
+def statements(release: str) -> dict[str, str]:
+    """Each write statement of a release, by its name, without comments. Raises AssertionError without the history."""
+    texts = {name: _git("show", f"{release}:sql/{name}.sql") for name in WRITES}
+    return {
+        name: "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+        for name, text in texts.items()
+    }
+
+
+@cache
+def migrations(release: str) -> list[str]:
+    """The names of a release's migrations, in order. Raises AssertionError without the history."""
+    files = _git("ls-tree", "--name-only", release, "migrations/").splitlines()
+    return sorted(Path(file).stem for file in files if not file.endswith(".rollback.sql"))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise AssertionError("git is not installed: statements of previous releases are read from it") from None
+    assert found.returncode == 0, (
+        f"git {' '.join(arguments)}: {found.stderr.strip()}\n"
+        "Statements of previous releases are read from git: run the tests in a clone with its whole history."
+    )
+    return found.stdout
