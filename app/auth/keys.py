@@ -185,8 +185,6 @@ def check(settings: Settings) -> None:
     path = settings.signing_keys_path
     if not path.exists():
         where = f"WATCHPOST_SIGNING_KEYS names {path}, which" if settings.signing_keys else f"the file {path}"
-            f"WATCHPOST_SIGNING_KEYS names {path}, which" if settings.signing_keys else f"the signing-key file {path}"
-        )
         raise SigningKeysUnavailable(
             f"{where} does not exist: correct the setting, or make a key with `flask --app wsgi keys add`"
         )

@@ -610,7 +610,6 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
 def silence(rows: Rows) -> None:
     """Have been heard of for the last time 31 days ago."""
     rows("UPDATE devices SET registered_at = now(), last_report = now() - interval '31 days'")
-    rows("UPDATE devices SET instances_watched_at = now() - interval '30 days'")
     rows("UPDATE browser_instances SET last_seen = NULL, last_report = now() - interval '31 days'")
     rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
 
@@ -676,27 +675,6 @@ BATCH = {
     "browser_heartbeat": "/api/browsers/heartbeat",
     "browser_register": "/api/browsers/register",
 }
-
-
-def test_an_instance_is_archived_only_when_what_its_device_reports_was_looked_at_for_as_long(
-    command: Any, rows: Rows, instance: None
-) -> None:
-    watched = "SELECT now() - instances_watched_at < interval '1 minute' AS is_new FROM devices"
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": None}]
-    silence(rows)
-    rows("UPDATE devices SET last_heartbeat = now(), instances_watched_at = NULL")
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": True}]
-    rows("UPDATE devices SET instances_watched_at = now() - interval '29 days'")
-    assert command("retention", "run").exit_code == 0
-    assert rows(ARCHIVED) == []
-    rows("UPDATE devices SET instances_watched_at = now() - interval '31 days'")
-    assert command("retention", "run").exit_code == 0
-    assert [row["id"] for row in rows(ARCHIVED)] == ["i", "other"]
-    rows("UPDATE browser_instances SET last_seen = now()")
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": None}]
 
 
 @pytest.mark.parametrize("table", KINDS)
