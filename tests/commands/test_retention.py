@@ -141,7 +141,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(filled: list[str], com
 
 def test_what_is_held_stays_and_is_named(filled: list[str], command: Any, rows: Rows) -> None:
     label, first, following = month(7)
-    by_device = command("hold", "create", "--device", "device-1", "--reason", "r").stdout.strip()
+    by_device = command("hold", "create", "--device", "device-1", "--future", "--reason", "r").stdout.strip()
     dates = [datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in (first, following)]
     by_time = command("hold", "create", "--from", dates[0], "--to", dates[1], "--reason", "r").stdout.strip()
     before_ms = int(time.time() * 1000) - 90 * DAY_MS
@@ -300,8 +300,8 @@ def lock_one(holder: psycopg.Connection[Any], table: str) -> None:
 RUN_IN_SMALL_PAGES = """
 from app.commands import pages
 pages.ROWS = 40
-from wsgi import app
-app.test_cli_runner().invoke(args=["retention", "run"])
+from app.commands.application import create_app
+create_app().test_cli_runner().invoke(args=["retention", "run"])
 """
 
 
