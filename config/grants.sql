@@ -78,28 +78,27 @@ GRANT SELECT (device_id, event_type, subject, noticed_on), INSERT (device_id, ev
 UPDATE (noticed_on)
 ON conflict_notices TO watchpost_writer;
 
-GRANT SELECT (
-    "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,
-    username, page_title, conversation_id, model, action, metadata, created_at
-) ON prompts TO watchpost_writer;
-GRANT INSERT (
-    "timestamp", device_id, prompt_id, instance_id, site, url, prompt, browser_name, browser_version, profile_name,
-    username, page_title, conversation_id, model, action, metadata
-) ON prompts TO watchpost_writer;
-
-GRANT SELECT (
-    reported_at, device_id, status_id, instance_id, status, reported_by, metadata, created_at
-) ON extension_status TO watchpost_writer;
-GRANT INSERT (
-    reported_at, device_id, status_id, instance_id, status, reported_by, metadata
-) ON extension_status TO watchpost_writer;
-
-GRANT SELECT (
-    detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details, created_at
-) ON compliance_events TO watchpost_writer;
-GRANT INSERT (
-    detected_at, device_id, event_id, instance_id, event_type, severity, user_context, details
-) ON compliance_events TO watchpost_writer;
+-- The event tables, whichever there are: the writer sets no time of the database's.
+DO $$
+DECLARE
+    event record;
+BEGIN
+    FOR event IN
+        SELECT
+            event_tables.table_name AS name,
+            string_agg(quote_ident(pg_attribute.attname), ', ' ORDER BY pg_attribute.attnum) AS columns
+        FROM event_tables()
+        INNER JOIN pg_attribute ON format('public.%I', event_tables.table_name)::regclass = pg_attribute.attrelid
+        WHERE
+            pg_attribute.attnum > 0 AND NOT pg_attribute.attisdropped
+            AND pg_attribute.attname NOT IN ('created_at', 'erased_at')
+        GROUP BY event_tables.table_name
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT (%s) ON %I TO watchpost_writer', event.columns, event.name);
+        EXECUTE format('GRANT SELECT ON %I TO watchpost_reader', event.name);
+    END LOOP;
+END
+$$;
 
 -- To count uses; whether it is spent, expired or revoked decides the statement.
 GRANT SELECT (enrollment_id, uses, max_uses, expires_at, revoked_at) ON enrollments TO watchpost_writer;
@@ -125,4 +124,4 @@ GRANT SELECT (
     device_id, key_thumbprint, hostname, macs, ips, os, browsers, registered_at, last_heartbeat, revoked_at,
     archived_at
 ) ON devices TO watchpost_reader;
-GRANT SELECT ON browser_instances, prompts, extension_status, compliance_events TO watchpost_reader;
+GRANT SELECT ON browser_instances TO watchpost_reader;

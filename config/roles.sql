@@ -28,6 +28,8 @@ BEGIN
             ('watchpost_owner', 'lock_timeout', '2s'),
             ('watchpost_owner', 'idle_in_transaction_session_timeout', '1min'),
             ('watchpost_writer', 'statement_timeout', '5s'),
+            -- It looks rows up by their keys. A plan that was made while a month was empty would scan it for ever.
+            ('watchpost_writer', 'enable_seqscan', 'off'),
             ('watchpost_writer', 'lock_timeout', '2500ms'),
             ('watchpost_writer', 'idle_in_transaction_session_timeout', '15s'),
             ('watchpost_reader', 'statement_timeout', '1min'),

@@ -15,16 +15,11 @@ from app.api.text import sanitize
 from app.commands import pages
 from app.commands.audit import INSERT_ENTRY, entry, note
 from app.commands.shell import NotFound, Words, as_json, command, group, show_one, with_database
-from app.db import owner, statement
+from app.db import Statement, owner, statement
 
 ERASE_DEVICE = statement("erasure/erase_device")
 ERASE_INSTANCES = statement("erasure/erase_instances")
-# By event table: what is blanked differs, who is meant does not (the function is_about).
-ERASE = {
-    "prompts": statement("erasure/erase_prompts"),
-    "compliance_events": statement("erasure/erase_events"),
-    "extension_status": statement("erasure/erase_statuses"),
-}
+SELECT_TABLES = statement("retention/select_tables")
 SELECT_HELD_INSTANCES = statement("erasure/select_held_instances")
 COUNT_HELD = statement("erasure/count_held")
 SELECT_DEVICE = statement("devices/select_device")
@@ -86,6 +81,12 @@ def erase_user(username: str, reason: str, as_json: bool) -> None:
     _erase("user", target, reason, {"device_id": None, "username": username}, as_json)
 
 
+def _event_statements() -> dict[str, Statement]:
+    """By event table: what is blanked differs, who is meant does not (the function is_about)."""
+    tables = [row["table_name"] for row in owner.run(SELECT_TABLES)]
+    return {table: statement(f"erasure/erase_{table}") for table in tables}
+
+
 def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as_json: bool) -> None:
     _refuse_held(whose)
     begun, blanked = entry(f"{kind}.erase", target, reason=sanitize(reason)), entry("browser_instances.erase", target)
@@ -104,7 +105,7 @@ def _erase(kind: str, target: str, reason: str, whose: dict[str, str | None], as
     instances = pages.retry_on_lock(things)
     erased = {
         table: pages.through(page, table, pages.FIRST_EVENT, f"{table}.erase", target, **whose)
-        for table, page in ERASE.items()
+        for table, page in _event_statements().items()
     }
     erased["browser_instances"] = instances
     note(f"{kind}.erased", target, **erased)
@@ -119,7 +120,7 @@ def _refuse_held(whose: dict[str, str | None]) -> None:
     # The device's own row has no time: any hold of the device holds it.
     held = sum(hold["device_id"] == whose["device_id"] for hold in holds if hold["device_id"])
     held += len(owner.run(SELECT_HELD_INSTANCES, **whose))
-    for table in ERASE:
+    for table in _event_statements():
         held += pages.through(COUNT_HELD, f"holds on {table}", pages.FIRST_EVENT, table_name=table, **whose)
     if held:
         names = ", ".join(str(hold["hold_id"]) for hold in holds)

@@ -1,4 +1,4 @@
--- Compare compliance events with the stored rows of the same keys. Changes nothing.
+-- Compare compliance events with the stored rows of the same keys: the duplicate check. Changes nothing.
 --
 -- rows  json  array of objects, as insert_events takes them
 --
@@ -6,32 +6,21 @@
 --          outcome (duplicate: same content | conflict: other content)
 -- Index    compliance_events_pkey
 -- Load     repeats only, in the same group commit
-WITH input AS (
-    SELECT *
-    FROM json_to_recordset(%(rows)s::json) AS r (
-        ordinal int, detected_at bigint, device_id text, event_id uuid, instance_id text, event_type text,
-        severity text, user_context jsonb, details jsonb
-    )
-    WHERE r.ordinal BETWEEN 0 AND 100000
-)
-
 SELECT
-    input.ordinal,
+    (input.item ->> 'ordinal')::int AS ordinal,
     CASE
-        -- Null-safe: two nulls are the same content.
+        -- All columns but those that the database sets itself, so that a new column is compared too.
         WHEN
-            (input.instance_id IS NOT DISTINCT FROM compliance_events.instance_id)
-            AND (input.event_type IS NOT DISTINCT FROM compliance_events.event_type)
-            AND (input.severity IS NOT DISTINCT FROM compliance_events.severity)
-            AND (input.user_context IS NOT DISTINCT FROM compliance_events.user_context)
-            AND (input.details IS NOT DISTINCT FROM compliance_events.details)
+            to_jsonb(reported.*) - '{created_at, erased_at}'::text[]
+            = to_jsonb(stored.*) - '{created_at, erased_at}'::text[]
             THEN 'duplicate'
         ELSE 'conflict'
     END AS outcome,
-    compliance_events.created_at
-FROM input
-INNER JOIN compliance_events
+    stored.created_at
+FROM json_array_elements(%(rows)s::json) AS input (item)
+CROSS JOIN LATERAL json_populate_record(NULL::compliance_events, input.item) AS reported
+INNER JOIN compliance_events AS stored
     ON
-        input.detected_at = compliance_events.detected_at
-        AND input.device_id = compliance_events.device_id
-        AND input.event_id = compliance_events.event_id;
+        reported.detected_at = stored.detected_at
+        AND reported.device_id = stored.device_id
+        AND reported.event_id = stored.event_id;

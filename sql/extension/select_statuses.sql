@@ -1,4 +1,4 @@
--- Compare extension status reports with the stored rows of the same keys. Changes nothing.
+-- Compare status reports with the stored rows of the same keys: the duplicate check. Changes nothing.
 --
 -- rows  json  array of objects, as insert_statuses takes them
 --
@@ -6,31 +6,21 @@
 --          outcome (duplicate: same content | conflict: other content)
 -- Index    extension_status_pkey
 -- Load     repeats only, in the same group commit
-WITH input AS (
-    SELECT *
-    FROM json_to_recordset(%(rows)s::json) AS r (
-        ordinal int, reported_at bigint, device_id text, status_id uuid, instance_id text, status text,
-        reported_by text, metadata jsonb
-    )
-    WHERE r.ordinal BETWEEN 0 AND 100000
-)
-
 SELECT
-    input.ordinal,
+    (input.item ->> 'ordinal')::int AS ordinal,
     CASE
-        -- Null-safe: two nulls are the same content.
+        -- All columns but those that the database sets itself, so that a new column is compared too.
         WHEN
-            (input.instance_id IS NOT DISTINCT FROM extension_status.instance_id)
-            AND (input.status IS NOT DISTINCT FROM extension_status.status)
-            AND (input.reported_by IS NOT DISTINCT FROM extension_status.reported_by)
-            AND (input.metadata IS NOT DISTINCT FROM extension_status.metadata)
+            to_jsonb(reported.*) - '{created_at, erased_at}'::text[]
+            = to_jsonb(stored.*) - '{created_at, erased_at}'::text[]
             THEN 'duplicate'
         ELSE 'conflict'
     END AS outcome,
-    extension_status.created_at
-FROM input
-INNER JOIN extension_status
+    stored.created_at
+FROM json_array_elements(%(rows)s::json) AS input (item)
+CROSS JOIN LATERAL json_populate_record(NULL::extension_status, input.item) AS reported
+INNER JOIN extension_status AS stored
     ON
-        input.reported_at = extension_status.reported_at
-        AND input.device_id = extension_status.device_id
-        AND input.status_id = extension_status.status_id;
+        reported.reported_at = stored.reported_at
+        AND reported.device_id = stored.device_id
+        AND reported.status_id = stored.status_id;

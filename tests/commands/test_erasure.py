@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from app.commands import erasure, pages
+from app.db.statements import names, statement
 from config.settings import Settings
 from tests.support.agent import Agent
 from tests.support.service import ROOT
@@ -197,7 +198,7 @@ def test_nothing_that_names_a_person_is_left_but_the_laptops_name(named: Agent, 
 
 def test_every_event_table_has_a_statement_that_erases_and_a_function_that_says_who_is_meant(rows: Rows) -> None:
     tables = {row["table_name"] for row in rows("SELECT table_name FROM event_tables()")}
-    assert set(erasure.ERASE) == tables
+    assert {f"erasure/erase_{table}" for table in tables} <= set(names())
     meant = rows("SELECT proargtypes[0]::regtype::text AS of FROM pg_proc WHERE proname = 'is_about'")
     assert {row["of"] for row in meant} == {*tables, "browser_instances"}
 
@@ -326,7 +327,7 @@ def test_a_hold_that_comes_during_an_erasure_stops_it_at_the_next_row(reported: 
     rows("INSERT INTO legal_holds (hold_id, device_id, reason) VALUES (gen_random_uuid(), %s, 'r')", one.device_id)
     with app.app_context():
         whose = {"device_id": one.device_id, "username": None}
-        assert pages.through(erasure.ERASE["prompts"], "prompts", pages.FIRST_EVENT, **whose) == 0
+        assert pages.through(statement("erasure/erase_prompts"), "prompts", pages.FIRST_EVENT, **whose) == 0
         app.extensions["owner"].close()
 
 

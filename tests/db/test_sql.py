@@ -295,7 +295,7 @@ HOLDS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables 
 EVENT_TABLES = ("compliance_events", "extension_status", "prompts")
 # Those that look at holds for each row of an event table, whichever it is, and those of one table.
 OF_ANY_TABLE = ("retention/count_expired", "retention/delete_expired", "erasure/count_held")
-OF_ONE_TABLE = ("erasure/erase_events", "erasure/erase_statuses", "erasure/erase_prompts")
+OF_ONE_TABLE = ("erasure/erase_compliance_events", "erasure/erase_extension_status", "erasure/erase_prompts")
 
 
 @pytest.mark.parametrize("state", ["not analyzed", "analyzed"])

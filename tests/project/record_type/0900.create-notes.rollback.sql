@@ -1,0 +1,2 @@
+DROP FUNCTION is_about(notes, text, text);
+DROP TABLE notes;
