@@ -44,7 +44,7 @@ $$;
 
 GRANT SELECT (
     device_id, public_key_pem, key_thumbprint, hostname, macs, ips, os, browsers, hostname_at, macs_at, ips_at, os_at,
-    browsers_at, registered_at, last_heartbeat, last_report, instances_watched_at, revoked_at, archived_at, erased_at,
+    browsers_at, registered_at, last_heartbeat, last_report, revoked_at, archived_at, erased_at,
     xmax
 ) ON devices TO watchpost_writer;
 GRANT INSERT (

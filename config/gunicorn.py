@@ -13,11 +13,11 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 from types import FrameType
 from typing import Any
 
 from app import __version__
+from app.server import counters
 from app.telemetry import logging as log_config
 from config.settings import SettingError, load, prepare_start, unknown_variables
 
@@ -70,8 +70,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    # The folder of the workers' counters (app/telemetry/metrics.py).
-    server.metrics = tempfile.mkdtemp(prefix="watchpost-metrics-")
+    server.metrics = counters.make_folder()
     _end_gracefully_on_interrupt(server)
 
 

@@ -85,7 +85,7 @@ BEGIN
             AND pg_proc.proname IN (
                 'abandon_rebuild', 'begin_rebuild', 'copy_page', 'count_expired', 'count_held', 'create_month',
                 'delete_expired', 'describe_month', 'drop_partition', 'ensure_partitions', 'event_partitions',
-                'event_tables', 'finish_rebuild', 'freeze_holds', 'has_quiet_instances', 'is_about', 'is_device_held',
+                'event_tables', 'finish_rebuild', 'freeze_holds', 'is_about', 'is_device_held',
                 'is_held', 'is_silent', 'last_arrival', 'make_partitions', 'mirror_changes', 'missing_months',
                 'month_start_ms', 'outside_month', 'rebuild_of', 'unwatch_partition', 'watch_partition'
             )

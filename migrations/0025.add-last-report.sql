@@ -1,17 +1,12 @@
 -- last_report: when something other than a heartbeat arrived. A device or a browser instance is archived only when
 -- nothing at all of it has arrived for long. It is set at most once an hour, and only while no heartbeat comes, so that
--- a report writes no row but its own. Which instance a report names is looked up only for devices that retention has
--- found to have one without heartbeats: instances_watched_at. What was there before counts as heard of now, since it is
--- not known what arrived. No index: a heartbeat must stay HOT.
+-- a report writes no row but its own. A worker remembers for up to an hour of which instances it has noted a report.
+-- What was there before counts as heard of now, since it is not known what arrived. No index: a heartbeat must stay
+-- HOT.
 -- Deploy before the code. Locks: each table exclusively, for the moment that a column with a constant default takes.
 ALTER TABLE devices ADD COLUMN last_report timestamptz NOT NULL DEFAULT now();
 ALTER TABLE browser_instances ADD COLUMN last_report timestamptz NOT NULL DEFAULT now();
 
-ALTER TABLE devices ADD COLUMN instances_watched_at timestamptz;
-
-COMMENT ON COLUMN devices.instances_watched_at IS
-'Database clock: since when it is noted which browser instances the device''s reports name; null: it is not, since all '
-'of them send heartbeats.';
 COMMENT ON COLUMN devices.last_report IS
 'Database clock, to the hour: when something other than a heartbeat arrived, such as a registration, a prompt or an '
 'event. Not kept while heartbeats come.';
@@ -72,37 +67,8 @@ AS $$
 SELECT
     stored.archived_at IS NULL
     AND last_arrival(stored) + interval '1 hour' < now() - silent_seconds * interval '1 second'
-    -- As long as that it has been noted what arrives of it. Of a device that there is not, nothing arrives.
-    AND NOT EXISTS (
-        SELECT
-        FROM devices
-        WHERE
-            devices.device_id = stored.device_id
-            AND (
-                devices.instances_watched_at IS NULL
-                OR devices.instances_watched_at > now() - silent_seconds * interval '1 second'
-            )
-    )
 $$;
 REVOKE EXECUTE ON FUNCTION is_silent(browser_instances, bigint) FROM public;
 
 COMMENT ON FUNCTION is_silent(browser_instances, bigint) IS
 'Whether a browser instance is not archived, and was not heard of for so many seconds.';
-
-CREATE FUNCTION has_quiet_instances(quiet_device_id text)
-RETURNS boolean
-LANGUAGE sql
-STABLE
-AS $$
-SELECT EXISTS (
-    SELECT
-    FROM browser_instances AS instance
-    WHERE
-        instance.device_id = quiet_device_id
-        AND coalesce(instance.last_seen, instance.created_at) < now() - interval '1 day'
-)
-$$;
-REVOKE EXECUTE ON FUNCTION has_quiet_instances(text) FROM public;
-
-COMMENT ON FUNCTION has_quiet_instances(text) IS
-'Whether one of a device''s browser instances has sent no heartbeat for a day.';

@@ -168,18 +168,28 @@ class SigningKeys:
             os.close(lock)
 
 
-def prepare(settings: Settings) -> None:
-    """Have usable signing keys before the service starts; make one in the data directory if there is none.
+def prepare(settings: Settings) -> bool:
+    """Have usable signing keys before the service starts; whether one was made, in the data directory.
 
-    Raises SigningKeysUnavailable when WATCHPOST_SIGNING_KEYS names a missing file, which may be a typing error, or when
-    the file is garbage.
+    Raises SigningKeysUnavailable as `check` does: a missing file that a setting names may be a typing error.
     """
+    is_new = not settings.signing_keys and not settings.signing_keys_path.exists()
+    if is_new:
+        SigningKeys(settings.signing_keys_path).ensure()
+    check(settings)
+    return is_new
+
+
+def check(settings: Settings) -> None:
+    """Raises SigningKeysUnavailable when the file is missing or garbage."""
     path = settings.signing_keys_path
-    if settings.signing_keys and not path.exists():
+    if not path.exists():
+        where = f"WATCHPOST_SIGNING_KEYS names {path}, which" if settings.signing_keys else f"the file {path}"
         raise SigningKeysUnavailable(
-            f"WATCHPOST_SIGNING_KEYS names {path}, which is missing: `flask --app wsgi keys add` makes it"
+            f"{where} does not exist: correct the setting, or make a key with `flask --app wsgi keys add`"
         )
-    SigningKeys(path).ensure()
+    if SigningKeys(path).fault:
+        raise SigningKeysUnavailable(f"{path} holds no signing keys that can be read: put back a copy")
 
 
 def _find(keys: _Keys, kid: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ SELECT_TABLES = statement("retention/select_tables")
 COUNT_EXPIRED = statement("retention/count_expired")
 DELETE_EXPIRED = statement("retention/delete_expired")
 WATCH_PARTITION = statement("retention/watch_partition")
-WATCH_INSTANCES = statement("retention/watch_instances")
 UNWATCH_PARTITION = statement("retention/unwatch_partition")
 DROP_PARTITION = statement("retention/drop_partition")
 SELECT_PARTITIONS = statement("partitions/select_partitions")
@@ -72,8 +71,6 @@ def run(dry_run: bool, as_json: bool) -> None:
             before_ms = now_ms - days * DAY_MS
             done.append(_look(table, before_ms) if dry_run else _delete(table, before_ms, busy))
     if settings.archive_days:
-        if not dry_run:
-            pages.through(WATCH_INSTANCES, "devices", pages.FIRST_NAME)
         before_ms = now_ms - settings.archive_days * DAY_MS
         done += [_archive(things, settings.archive_days, before_ms, dry_run) for things in THINGS]
     show(done, ("table", "older_than", "partitions", "rows", "held", "holds"), as_json)

@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 
-from app.auth.keys import SigningKeys
+from app.auth import keys
 from app.db import migrations
 from app.db.startup import StartupError, explain, refuse_superuser, wait_until_up
 from app.db.urls import cluster_folder, migration_url, writer_url
@@ -112,15 +112,11 @@ class Supervisor:
             # Migrations may be another role's business. Until they are applied /readyz answers 503.
             if migrations.is_behind(writer_url(settings)):
                 log.error("this role may not migrate: run `flask --app wsgi migrate` as the owner")
-        keys = settings.signing_keys_path
-        if settings.signing_keys and not keys.exists():
-            raise StartupError(
-                f"WATCHPOST_SIGNING_KEYS names {keys}, which does not exist: correct it, or make a key there with "
-                "`flask --app wsgi keys rotate`"
-            )
-        is_new = not keys.exists()
-        SigningKeys(keys).ensure()
-        self._console.step("signing key", f"{'made' if is_new else 'found'} in {keys}")
+        try:
+            is_new = keys.prepare(settings)
+        except keys.SigningKeysUnavailable as error:
+            raise StartupError(str(error)) from None
+        self._console.step("signing key", f"{'made' if is_new else 'found'} in {settings.signing_keys_path}")
 
     def _watch(self, gunicorn: Child, children: list[Child]) -> int:
         is_ready, next_check = False, 0.0

@@ -54,6 +54,11 @@ class RecordType:
     def __post_init__(self) -> None:
         RECORD_TYPES[self.name] = self
 
+    @property
+    def is_event(self) -> bool:
+        """Whether its rows are events: kept by time, partitioned by month, deleted by retention."""
+        return self.retention is not None
+
     def row(self, body: Row, principal: Principal) -> Row:
         """The row of a valid body. Raises Problem 400 or 403."""
         if self.build is not None:
@@ -71,5 +76,5 @@ def batch_types() -> dict[str, RecordType]:
 
 
 def event_types() -> list[RecordType]:
-    """The record types that are events: kept by time, partitioned by month, deleted by retention."""
-    return [record_type for record_type in RECORD_TYPES.values() if record_type.retention]
+    """The record types that are events."""
+    return [record_type for record_type in RECORD_TYPES.values() if record_type.is_event]

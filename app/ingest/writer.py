@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import cast
 
@@ -14,6 +14,7 @@ from werkzeug.local import LocalProxy
 from app.db import Conflict, Database, DatabaseError, Transaction, Unavailable
 from app.db.database import dumps
 from app.ingest.group_commit import GroupCommit, QueueFull
+from app.ingest.heard import Heard
 from app.ingest.record_types import RecordType
 from app.ingest.records import Row
 from app.telemetry import metrics
@@ -50,6 +51,7 @@ class Writer:
         self._groups: dict[str, GroupCommit[Row, Row]] = {}
         # When each record type could last not be stored, unless it has been since.
         self._failed_at: dict[str, float] = {}
+        self._heard = Heard()
 
     def write(self, record_type: RecordType, row: Row, is_large: bool = False) -> Row:
         """Store one row and return its answer, after the commit. Concurrent calls share a statement and a commit.
@@ -99,6 +101,7 @@ class Writer:
             answers = self._database.transact(one_by_one)
         for (record_type, _), rows in zip(batch, answers, strict=True):
             self._failed_at.pop(record_type.name, None)
+            self._hear(row for row in rows if isinstance(row, dict))
             metrics.stored(record_type.name, [row["outcome"] if isinstance(row, dict) else "failed" for row in rows])
         return answers
 
@@ -140,8 +143,15 @@ class Writer:
             stored = [{**rows[0], "outcome": outcome}]
         except DatabaseError as error:
             return [error] * len(rows)
+        self._hear(stored)
         metrics.stored(record_type.name, [row["outcome"] for row in stored])
         return list(stored)
+
+    def _hear(self, stored: Iterable[Row]) -> None:
+        """Remember after the commit of which instances a sign of life was noted."""
+        for row in stored:
+            if row.pop("notes_instance", False) and row["outcome"] in ("created", "duplicate"):
+                self._heard.add((row["device_id"], row["instance_id"]))
 
     def _attempt_row(self, transaction: Transaction, record_type: RecordType, row: Row) -> Answer:
         try:
@@ -155,6 +165,10 @@ class Writer:
         A row that the duplicate check can't explain has changed meanwhile: the statement may take it now. Raises
         Unavailable when that does not end.
         """
+        if record_type.is_event:
+            for row in rows:
+                instance_id = row["instance_id"]
+                row["notes_instance"] = instance_id is not None and (row["device_id"], instance_id) not in self._heard
         answers: list[Row] = [{**row, "outcome": "device_unknown"} for row in rows]
         undecided: Sequence[int] = range(len(rows))
         for number in range(MAX_PASSES):

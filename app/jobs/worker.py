@@ -79,8 +79,8 @@ class Worker:
                 next_run_time=datetime.now().astimezone(),
             )
 
-    def serve(self) -> None:
-        """Run jobs until SIGTERM or SIGINT, and return when those that run have ended, or were given up."""
+    def serve(self) -> list[str]:
+        """Run jobs until SIGTERM or SIGINT, and return when those that run have ended. Returns those that have not."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._scheduler.start()
@@ -90,7 +90,9 @@ class Worker:
         deadline = time.monotonic() + self._graceful_seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)
-        log.info("the worker stops", extra={"fields": {"interrupted": sorted(self._running)}})
+        interrupted = sorted(self._running)
+        log.info("the worker stops", extra={"fields": {"interrupted": interrupted}})
+        return interrupted
 
     def _run(self, job: Job) -> None:
         self._running.add(job.name)

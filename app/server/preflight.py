@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 
-from app.auth.keys import SigningKeys
+from app.auth import keys
 from app.db.errors import DriverError
 from app.db.startup import StartupError, explain, refuse_superuser
 from app.db.urls import writer_url
@@ -29,9 +29,9 @@ def check(worker: Any) -> None:
     """
     settings: Settings = worker.wsgi.config["SETTINGS"]
     try:
-        _check_signing_keys(settings)
+        keys.check(settings)
         refuse_superuser(writer_url(settings))
-    except StartupError as error:
+    except (StartupError, keys.SigningKeysUnavailable) as error:
         _refuse(worker, error)
         sys.exit(NO_START)
     except DriverError as error:
@@ -52,28 +52,10 @@ def _check_when_reached(worker: Any, url: str) -> None:
             continue
 
 
-def _refuse(worker: Any, error: StartupError) -> None:
+def _refuse(worker: Any, error: Exception) -> None:
     """Log why, and return in one worker only: the master fails when a second one ends so while it stops."""
     log.error("can't start: %s", error)
     if worker.age > 1:
         while worker.alive:
             gevent.sleep(0.1)
         os._exit(0)
-
-
-def _check_signing_keys(settings: Settings) -> None:
-    path = settings.signing_keys_path
-    try:
-        usable = len(SigningKeys(path).verifying.keys)
-    except FileNotFoundError:
-        raise StartupError(
-            f"there is no signing key in {path}: see WATCHPOST_SIGNING_KEYS, or make one with "
-            "`flask --app wsgi keys rotate`"
-        ) from None
-    except OSError as error:
-        raise StartupError(f"the signing keys can't be read: {explain(error)}") from None
-    except Exception:
-        # Its text may quote a key.
-        usable = 0
-    if not usable:
-        raise StartupError(f"{path} holds no signing keys that can be read: put back a copy")

@@ -1,6 +1,7 @@
 -- Record captured prompts. A retry stores nothing new: its row comes back without an outcome.
 --
--- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
+-- rows  json  array of objects; fields and types are those of `input`; ordinal from 0. notes_instance: the worker has
+--             not heard of the row's instance lately, so it is noted as a sign of life
 --
 -- Returns  a row for each input row whose device is known: ordinal, created_at,
 --          outcome (created | device_revoked | key_replaced: the token is for another key than the device's |
@@ -13,7 +14,7 @@ WITH input AS (
     FROM json_to_recordset(%(rows)s::json) AS r (
         ordinal int, "timestamp" bigint, device_id text, key_thumbprint text, prompt_id uuid, instance_id text,
         site text, url text, prompt text, browser_name text, browser_version text, profile_name text, username text,
-        page_title text, conversation_id text, model text, action text, metadata jsonb
+        page_title text, conversation_id text, model text, action text, metadata jsonb, notes_instance boolean
     )
     -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
     WHERE r.ordinal BETWEEN 0 AND 100000
@@ -26,7 +27,6 @@ known AS (
         (devices.key_thumbprint IS DISTINCT FROM input.key_thumbprint) AS is_replaced,
         devices.archived_at IS NOT NULL
         OR greatest(devices.last_heartbeat, devices.last_report) < now() - interval '1 hour' AS is_due,
-        devices.instances_watched_at,
         row_number() OVER (
             PARTITION BY input."timestamp", input.device_id, input.prompt_id ORDER BY input.ordinal
         ) AS occurrence
@@ -75,7 +75,7 @@ heard_instances AS (
             instance_id,
             device_id
         FROM known
-        WHERE instances_watched_at IS NOT NULL AND revoked_at IS NULL AND NOT is_replaced
+        WHERE notes_instance AND revoked_at IS NULL AND NOT is_replaced
         ORDER BY instance_id
     ) AS named
     WHERE

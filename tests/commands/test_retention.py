@@ -141,7 +141,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(filled: list[str], com
 
 def test_what_is_held_stays_and_is_named(filled: list[str], command: Any, rows: Rows) -> None:
     label, first, following = month(7)
-    by_device = command("hold", "create", "--device", "device-1", "--reason", "r").stdout.strip()
+    by_device = command("hold", "create", "--device", "device-1", "--future", "--reason", "r").stdout.strip()
     dates = [datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d") for ms in (first, following)]
     by_time = command("hold", "create", "--from", dates[0], "--to", dates[1], "--reason", "r").stdout.strip()
     before_ms = int(time.time() * 1000) - 90 * DAY_MS
@@ -300,8 +300,8 @@ def lock_one(holder: psycopg.Connection[Any], table: str) -> None:
 RUN_IN_SMALL_PAGES = """
 from app.commands import pages
 pages.ROWS = 40
-from wsgi import app
-app.test_cli_runner().invoke(args=["retention", "run"])
+from app.commands.application import create_app
+create_app().test_cli_runner().invoke(args=["retention", "run"])
 """
 
 
@@ -610,7 +610,6 @@ def test_the_silent_are_archived_and_come_back_when_they_are_heard(
 def silence(rows: Rows) -> None:
     """Have been heard of for the last time 31 days ago."""
     rows("UPDATE devices SET registered_at = now(), last_report = now() - interval '31 days'")
-    rows("UPDATE devices SET instances_watched_at = now() - interval '30 days'")
     rows("UPDATE browser_instances SET last_seen = NULL, last_report = now() - interval '31 days'")
     rows("UPDATE browser_instances SET created_at = now() - interval '31 days'")
 
@@ -676,27 +675,6 @@ BATCH = {
     "browser_heartbeat": "/api/browsers/heartbeat",
     "browser_register": "/api/browsers/register",
 }
-
-
-def test_an_instance_is_archived_only_when_what_its_device_reports_was_looked_at_for_as_long(
-    command: Any, rows: Rows, instance: None
-) -> None:
-    watched = "SELECT now() - instances_watched_at < interval '1 minute' AS is_new FROM devices"
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": None}]
-    silence(rows)
-    rows("UPDATE devices SET last_heartbeat = now(), instances_watched_at = NULL")
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": True}]
-    rows("UPDATE devices SET instances_watched_at = now() - interval '29 days'")
-    assert command("retention", "run").exit_code == 0
-    assert rows(ARCHIVED) == []
-    rows("UPDATE devices SET instances_watched_at = now() - interval '31 days'")
-    assert command("retention", "run").exit_code == 0
-    assert [row["id"] for row in rows(ARCHIVED)] == ["i", "other"]
-    rows("UPDATE browser_instances SET last_seen = now()")
-    assert command("retention", "run").exit_code == 0
-    assert rows(watched) == [{"is_new": None}]
 
 
 @pytest.mark.parametrize("table", KINDS)

@@ -12,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.db import embedded, migrations
+from app.db import migrations
 from app.db.plans import examples
 from app.db.statements import FOLDER, statement
+from app.dev import embedded
 from config.settings import load
 from tests.support import previous_release
 from tests.support.agent import Agent

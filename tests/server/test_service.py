@@ -420,9 +420,9 @@ def test_children_that_are_replaced_need_nothing_that_only_a_start_does(
             kill_servers(folder)
             service.wait_until_ready()
         # Where the workers count; those of the killed master have removed theirs.
-        wait_for(lambda: len(list(temporary.glob("watchpost-metrics-*/*.db"))) == 2 * len(service.workers()))
+        wait_for(lambda: len(list(temporary.glob("watchpost-counters-*/*.db"))) == 2 * len(service.workers()))
         service.end()
-        assert list(temporary.glob("watchpost-metrics-*")) == []
+        assert list(temporary.glob("watchpost-counters-*")) == []
 
 
 def test_a_child_that_fails_is_replaced_again_and_again(folder: Path) -> None:
