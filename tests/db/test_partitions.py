@@ -777,8 +777,8 @@ def test_an_insert_looks_into_no_partition_at_all(months: psycopg.Connection[Any
     }
     set_ = json.dumps([{**row, **kind.content}])
     found = scans(months, f"EXECUTE new ('{set_}')")
-    # Looked up for the sign of life. It is empty here, so that a scan costs nothing.
-    del found["browser_instances"]
+    # Looked up for the sign of life, if the plan gets that far. It is empty here, so that a scan costs nothing.
+    found.pop("browser_instances", None)
     assert found == {"devices": "Index Scan"}
 
 
