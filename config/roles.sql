@@ -88,8 +88,8 @@ BEGIN
                 'abandon_rebuild', 'begin_rebuild', 'copy_page', 'count_expired', 'count_held', 'create_month',
                 'delete_expired', 'describe_month', 'drop_partition', 'ensure_partitions', 'event_partitions',
                 'event_tables', 'finish_rebuild', 'freeze_holds', 'is_about', 'is_device_held',
-                'is_held', 'is_silent', 'last_arrival', 'make_partitions', 'mirror_changes', 'missing_months',
-                'month_start_ms', 'outside_month', 'rebuild_of', 'unwatch_partition', 'watch_partition'
+                'is_held', 'is_outdated', 'is_silent', 'last_arrival', 'make_partitions', 'mirror_changes',
+                'missing_months', 'month_start_ms', 'outside_month', 'rebuild_of', 'unwatch_partition', 'watch_partition'
             )
             AND pg_get_userbyid(pg_proc.proowner) != 'watchpost_owner'
             AND NOT EXISTS (

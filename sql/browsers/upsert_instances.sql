@@ -11,7 +11,7 @@
 --          instance_limit: the device has as many as it may | null: the instance belongs to another device;
 --          settle_claims decides)
 -- Index    devices_pkey, browser_instances_pkey, browser_instances_device_id_idx
--- Calls    is_outdated, which tells metadata that was observed before the stored one
+-- Calls    is_outdated for each metadata field: whether it was observed before the stored one
 -- Locks    the instances' rows that belong to the row's own device, in key order; a refused row locks none; rows of
 --          devices without a heartbeat for an hour
 -- Load     one call a group commit, 1 to 1,000 rows; HOT, since no indexed column changes

@@ -8,7 +8,7 @@
 --          batch has another token for the device), last_heartbeat
 -- Fails    by devices_key_thumbprint_key when a device's row was deleted and another device has its key
 -- Index    devices_pkey
--- Calls    is_outdated, which tells metadata that was observed before the stored one
+-- Calls    is_outdated for each metadata field: whether it was observed before the stored one
 -- Locks    the devices' rows, in key order
 -- Load     one call a group commit, 1 to 1,000 rows; HOT, since no indexed column changes
 WITH input AS (

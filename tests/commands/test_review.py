@@ -89,7 +89,7 @@ def test_make_dba_prints_the_whole_review(capfd: pytest.CaptureFixture[str]) -> 
 def test_who_may_run_a_statement_is_asked_of_the_database(settings: Settings, database_url: str) -> None:
     may = roles(review(dataclasses.replace(settings, read_database_url=as_role(database_url, "reader"))))
     assert set(may) == set(names())
-    assert may["devices/select_device"] == {"owner", "reader"}
+    assert may["devices/select_device"] == {"owner", "writer", "reader"}
     assert may["prompts/insert_prompts"] == {"owner", "writer"}
     assert may["partitions/create_month"] == {"owner", "writer"}
     assert may["retention/drop_partition"] == may["erasure/erase_prompts"] == may["auth/insert_enrollment"] == {"owner"}

@@ -776,7 +776,10 @@ def test_an_insert_looks_into_no_partition_at_all(months: psycopg.Connection[Any
         kind.time: ms(month()),
     }
     set_ = json.dumps([{**row, **kind.content}])
-    assert scans(months, f"EXECUTE new ('{set_}')") == {"devices": "Index Scan"}
+    found = scans(months, f"EXECUTE new ('{set_}')")
+    # Looked up for the sign of life, if the plan gets that far. It is empty here, so that a scan costs nothing.
+    found.pop("browser_instances", None)
+    assert found == {"devices": "Index Scan"}
 
 
 def test_a_plan_made_while_a_month_was_empty_changes_when_it_fills(months: psycopg.Connection[Any]) -> None:

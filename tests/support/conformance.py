@@ -19,7 +19,7 @@ from tests.support.agent import Agent
 from tests.support.site import Site
 
 HOUR_MS = 3600 * 1000
-TIMES = ("timestamp", "registered_at", "discovered_at", "reported_at", "detected_at")
+TIMES = ("timestamp", "registered_at", "discovered_at", "observed_at", "reported_at", "detected_at")
 REGISTER = "/api/devices/register"
 
 
