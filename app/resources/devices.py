@@ -8,14 +8,14 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api import fields
+from app.api import fields, problems
 from app.api.addresses import Addresses, Warnings
 from app.api.bodies import Blueprint
 from app.api.openapi import refusals
 from app.api.samples import DEVICE_ID, TIME_MS
 from app.api.schemas import RequestField
 from app.api.scopes import REGISTER
-from app.auth import Principal, require
+from app.auth import Principal, auth, jws, proof, require
 from app.auth.device_keys import MAX_PEM, DeviceKey, KeyRefused, device_key
 from app.db import statement
 from app.ingest import pipeline
@@ -67,6 +67,13 @@ class RegisterDeviceRequest(DeviceMetadata):
     )
     hostname = fields.MetadataText(required=True)
     registered_at = fields.EpochMilliseconds(load_default=None)
+    proof = fields.Text(
+        load_default=None,
+        metadata={
+            "description": "A JWT signed with the device's key, like a client assertion with the URL of this route as "
+            "`aud`. Without it the metadata of a known device stays as it is."
+        },
+    )
 
 
 class DeviceHeartbeatRequest(DeviceMetadata):
@@ -95,10 +102,19 @@ class DeviceHeartbeatResponse(fields.Answer):
 
 
 def build_registration(body: dict[str, Any], enrollment: Principal) -> dict[str, Any]:
-    """The row of a registration, with its enrolment and what a conflict event would need."""
+    """The row of a registration, with its enrolment and what a conflict event would need. Raises Problem 400."""
     key: DeviceKey = body.pop("public_key_pem")
+    text = body.pop("proof")
+    if text is not None:
+        try:
+            proof.check(text, body["device_id"], key, auth.issuer + "/api/devices/register")
+        except jws.TokenRefused as refusal:
+            raise problems.invalid({"json": {"proof": [str(refusal)]}}) from None
+    elif auth.settings.require_proof:
+        raise problems.invalid({"json": {"proof": ["Missing data for required field."]}})
     return {
         **body,
+        "has_proof": text is not None,
         "public_key_pem": key.pem,
         "key_thumbprint": key.thumbprint,
         "enrollment_id": enrollment.id,

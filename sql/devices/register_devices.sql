@@ -1,4 +1,5 @@
--- Register devices by their public keys. A retry with the same key updates the metadata and spends no enrolment.
+-- Register devices by their public keys. A retry with the same key spends no enrolment, and updates the metadata if it
+-- comes with a proof of the key.
 --
 -- rows  json  array of objects; fields and types are those of `input`; ordinal from 0
 --
@@ -22,7 +23,7 @@ WITH input AS (
     SELECT *
     FROM json_to_recordset(%(rows)s::json) AS r (
         ordinal int, enrollment_id uuid, device_id text, public_key_pem text, key_thumbprint text, hostname text,
-        macs json, ips json, os jsonb, browsers jsonb, registered_at bigint
+        macs json, ips json, os jsonb, browsers jsonb, registered_at bigint, has_proof boolean
     )
     -- Always true. It lowers the row estimate: without it, a batch scans devices instead of using the index.
     WHERE r.ordinal BETWEEN 0 AND 100000
@@ -99,6 +100,14 @@ judged AS (
     FULL JOIN same_key ON input.ordinal = same_key.ordinal
 ),
 
+-- Whoever knows a public key may name its device: metadata of a known device needs a proof that the key is held.
+trusted AS (
+    SELECT
+        judged.*,
+        judged.has_proof OR judged.verdict = 'new' AS is_trusted
+    FROM judged
+),
+
 -- New devices queue for the uses that are left. Example: B is first, C second. Of each field of a device that is named
 -- more than once the last value counts. Example: 1 gets the metadata of 2.
 queued AS (
@@ -107,12 +116,14 @@ queued AS (
         row_number() OVER (
             PARTITION BY judged.enrollment_id, judged.verdict, judged.occurrence ORDER BY judged.ordinal
         ) AS place,
-        first_value(judged.hostname) OVER same AS last_hostname,
-        (array_agg(judged.macs) FILTER (WHERE judged.macs IS NOT NULL) OVER same)[1] AS last_macs,
-        (array_agg(judged.ips) FILTER (WHERE judged.ips IS NOT NULL) OVER same)[1] AS last_ips,
-        (array_agg(judged.os) FILTER (WHERE judged.os IS NOT NULL) OVER same)[1] AS last_os,
-        (array_agg(judged.browsers) FILTER (WHERE judged.browsers IS NOT NULL) OVER same)[1] AS last_browsers
-    FROM judged
+        (array_agg(judged.hostname) FILTER (WHERE judged.is_trusted) OVER same)[1] AS last_hostname,
+        (array_agg(judged.macs) FILTER (WHERE judged.is_trusted AND judged.macs IS NOT NULL) OVER same)[1] AS last_macs,
+        (array_agg(judged.ips) FILTER (WHERE judged.is_trusted AND judged.ips IS NOT NULL) OVER same)[1] AS last_ips,
+        (array_agg(judged.os) FILTER (WHERE judged.is_trusted AND judged.os IS NOT NULL) OVER same)[1] AS last_os,
+        (
+            array_agg(judged.browsers) FILTER (WHERE judged.is_trusted AND judged.browsers IS NOT NULL) OVER same
+        )[1] AS last_browsers
+    FROM trusted AS judged
     WINDOW same AS (
         PARTITION BY judged.device_id, judged.key_thumbprint, judged.verdict ORDER BY judged.ordinal DESC
         ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING

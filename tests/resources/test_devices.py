@@ -27,6 +27,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from app.api.scopes import REGISTER as REGISTER_SCOPE
 from tests.support.agent import Agent
+from tests.support.application import create_app
 from tests.support.checks import HOSTILE_IDS, HOSTILE_TEXT, STORED_TEXT, at_once, is_refused, statuses
 
 REGISTER = "/api/devices/register"
@@ -160,7 +161,7 @@ def uses(rows: Any) -> list[int]:
 
 def test_a_new_device_is_stored_with_every_column(enrol, rows, now_ms):
     agent = Agent()
-    answer = enrol(agent.registration(hostname="laptop", registered_at=now_ms, **METADATA))
+    answer = enrol(agent.proven(hostname="laptop", registered_at=now_ms, **METADATA))
     assert answer.status_code == 201
     registered_at = datetime.fromtimestamp(now_ms // 1000, UTC) + timedelta(milliseconds=now_ms % 1000)
     assert rows(DEVICES) == [
@@ -186,7 +187,7 @@ def test_a_new_device_is_stored_with_every_column(enrol, rows, now_ms):
 def test_optional_fields_may_be_left_out(enrol, rows):
     agent = Agent()
     before = rows("SELECT now()")[0]["now"]
-    assert enrol(agent.registration()).status_code == 201
+    assert enrol(agent.proven()).status_code == 201
     row = rows(DEVICE, agent.device_id)[0]
     assert [row[name] for name in METADATA] == [None] * 4
     assert before <= row["registered_at"] <= rows("SELECT now()")[0]["now"]
@@ -195,7 +196,7 @@ def test_optional_fields_may_be_left_out(enrol, rows):
 @pytest.mark.parametrize("field", [*METADATA, "registered_at"])
 def test_an_optional_field_of_null_is_absent(enrol, rows, field):
     agent = Agent()
-    assert enrol(agent.registration(**METADATA | {field: None})).status_code == 201
+    assert enrol(agent.proven(**METADATA | {field: None})).status_code == 201
     row = rows(DEVICE, agent.device_id)[0]
     assert {name: row[name] for name in METADATA} == METADATA | ({field: None} if field in METADATA else {})
     assert row["registered_at"] is not None
@@ -204,15 +205,15 @@ def test_an_optional_field_of_null_is_absent(enrol, rows, field):
 def test_unknown_fields_are_ignored(enrol, rows):
     agent = Agent()
     more = {"color": "red", "revoked_at": "2020-01-01T00:00:00Z", "key_thumbprint": "x", "last_heartbeat": None}
-    assert enrol(agent.registration(**more)).status_code == 201
+    assert enrol(agent.proven(**more)).status_code == 201
     row = rows(DEVICE, agent.device_id)[0]
     assert (row["revoked_at"], row["key_thumbprint"]) == (None, agent.key.thumbprint())
 
 
 def test_the_same_device_and_key_again_updates_the_metadata(enrol, rows):
     agent = Agent()
-    first = enrol(agent.registration(**METADATA))
-    again = enrol(agent.registration(**CHANGED))
+    first = enrol(agent.proven(**METADATA))
+    again = enrol(agent.proven(**CHANGED))
     assert (first.status_code, again.status_code) == (201, 200)
     assert again.json == first.json
     stored = rows(DEVICES)
@@ -220,24 +221,84 @@ def test_the_same_device_and_key_again_updates_the_metadata(enrol, rows):
     assert {name: stored[0][name] for name in CHANGED} == CHANGED
 
 
+def test_without_a_proof_the_metadata_of_a_known_device_stays_as_it_is(enrol, rows):
+    device = Agent()
+    assert enrol(device.registration(hostname="first", os="old")).status_code == 201
+    answer = enrol(device.registration(hostname="second", os="new", macs=["02:00:00:00:00:01"]))
+    assert answer.status_code == 200
+    stored = rows("SELECT hostname, os, macs FROM devices")
+    assert stored == [{"hostname": "first", "os": "old", "macs": None}]
+    assert enrol(device.proven(hostname="second")).status_code == 200
+    assert rows("SELECT hostname, os FROM devices") == [{"hostname": "second", "os": "old"}]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": "http://watchpost.test"},
+        {"aud": "http://watchpost.test/api/auth/token"},
+        {"aud": ["http://watchpost.test/api/devices/register", "http://other.test"]},
+        {"iss": "somebody-else"},
+        {"sub": "somebody-else"},
+        {"exp": int(time.time()) + 3600},
+        {"exp": int(time.time()) - 3600},
+        {"exp": None},
+        {"jti": None},
+    ],
+    ids=["issuer", "token endpoint", "two", "iss", "sub", "too long", "expired", "no exp", "no jti"],
+)
+def test_a_proof_that_is_not_for_this_registration_is_refused(enrol, rows, claims):
+    device = Agent()
+    proof = device.assertion("http://watchpost.test/api/devices/register", **claims)
+    answer = enrol(device.registration(proof=proof))
+    assert answer.status_code == 400
+    assert list(answer.json["errors"]["json"]) == ["proof"]
+    assert rows("SELECT FROM devices") == []
+
+
+@pytest.mark.parametrize(
+    "kind", [None, RSAKey.generate_key(2048), OKPKey.generate_key("Ed25519")], ids=["EC", "RSA", "Ed25519"]
+)
+def test_a_proof_by_another_key_is_refused_and_by_its_own_is_not(enrol, rows, kind):
+    device = Agent(key=kind)
+    other = Agent(device.device_id)
+    proof = other.assertion("http://watchpost.test/api/devices/register")
+    for text in (proof, proof[:-4] + "AAAA", "not a token", ""):
+        assert enrol(device.registration(proof=text)).status_code == 400
+    assert rows("SELECT FROM devices") == []
+    assert enrol(device.proven()).status_code == 201
+
+
+def test_registration_without_a_proof_can_be_refused(settings, enrollment, bearer, rows):
+    app = create_app(dataclasses.replace(settings, require_proof=True))
+    client, headers, device = app.test_client(), bearer(enrollment()), Agent()
+    answers = [
+        client.post("/api/devices/register", json=body, headers=headers)
+        for body in (device.registration(), device.registration(proof=None), device.proven())
+    ]
+    app.extensions["db"].close()
+    assert [answer.status_code for answer in answers] == [400, 400, 201]
+    assert list(answers[0].json["errors"]["json"]) == ["proof"]
+
+
 def test_a_repeat_spends_no_use_of_the_enrolment(enrol, rows):
     agent = Agent()
     for _ in range(3):
-        enrol(agent.registration())
+        enrol(agent.proven())
     assert uses(rows) == [1]
 
 
 def test_a_repeat_keeps_what_it_does_not_give(enrol, rows):
     agent = Agent()
-    enrol(agent.registration(hostname="old", registered_at=1_600_000_000_000, **METADATA))
+    enrol(agent.proven(hostname="old", registered_at=1_600_000_000_000, **METADATA))
     before = rows(DEVICE, agent.device_id)
-    assert enrol(agent.registration(hostname="new", registered_at=1_700_000_000_000)).status_code == 200
+    assert enrol(agent.proven(hostname="new", registered_at=1_700_000_000_000)).status_code == 200
     assert rows(DEVICE, agent.device_id) == [before[0] | {"hostname": "new"}]
 
 
 def test_each_new_device_spends_one_use(enrol, rows):
     for _ in range(3):
-        assert enrol(Agent().registration()).status_code == 201
+        assert enrol(Agent().proven()).status_code == 201
     assert uses(rows) == [3]
 
 
@@ -255,7 +316,7 @@ def test_each_new_device_spends_one_use(enrol, rows):
 )
 def test_a_strong_key_registers_and_gets_tokens(client, enrol, access, rows, new_key):
     agent = Agent(key=new_key())
-    assert enrol(agent.registration()).status_code == 201
+    assert enrol(agent.proven()).status_code == 201
     row = rows(DEVICE, agent.device_id)[0]
     assert (row["public_key_pem"], row["key_thumbprint"]) == (agent.public_key_pem, agent.key.thumbprint())
     assert client.post(HEARTBEAT, json={"device_id": agent.device_id}, headers=access(agent)).status_code == 200
@@ -272,23 +333,23 @@ def test_a_strong_key_registers_and_gets_tokens(client, enrol, access, rows, new
 )
 def test_the_same_key_written_in_another_way_is_the_same_key(enrol, rows, rewrite):
     agent = Agent(key=RSAKey.generate_key(2048))
-    enrol(agent.registration())
+    enrol(agent.proven())
     rewritten = rewrite(agent.key.get_op_key("verify"))
     assert rewritten != agent.public_key_pem
-    assert enrol(agent.registration(public_key_pem=rewritten)).status_code == 200
+    assert enrol(agent.proven(public_key_pem=rewritten)).status_code == 200
     assert rows(DEVICE, agent.device_id)[0]["public_key_pem"] == agent.public_key_pem
 
 
 @pytest.mark.parametrize("kind", REFUSED_KEYS)
 def test_any_other_key_is_refused_and_nothing_is_stored(enrol, rows, kind):
-    is_invalid(enrol(Agent().registration(public_key_pem=REFUSED_KEYS[kind]())), "public_key_pem")
+    is_invalid(enrol(Agent().proven(public_key_pem=REFUSED_KEYS[kind]())), "public_key_pem")
     assert rows(DEVICES) == []
     assert uses(rows) == [0]
 
 
 def test_a_private_key_is_neither_answered_nor_logged(enrol, caplog, capfd):
     sent = private_pem(new_ec())
-    answer = enrol(Agent().registration(public_key_pem=sent))
+    answer = enrol(Agent().proven(public_key_pem=sent))
     assert answer.status_code == 400
     logged = capfd.readouterr().err + repr([vars(record) for record in caplog.records])
     assert "watchpost.request" in logged
@@ -299,37 +360,37 @@ def test_a_private_key_is_neither_answered_nor_logged(enrol, caplog, capfd):
 
 def test_a_device_with_another_key_is_a_conflict_and_nothing_changes(enrol, rows):
     agent = Agent()
-    enrol(agent.registration(**METADATA))
+    enrol(agent.proven(**METADATA))
     before = rows(DEVICES)
-    is_refused(enrol(Agent(agent.device_id).registration(**CHANGED)), 409, "key-conflict")
+    is_refused(enrol(Agent(agent.device_id).proven(**CHANGED)), 409, "key-conflict")
     assert rows(DEVICES) == before
     assert uses(rows) == [1]
 
 
 def test_a_key_of_another_device_is_a_conflict_and_nothing_changes(enrol, rows):
     agent = Agent()
-    enrol(agent.registration(**METADATA))
+    enrol(agent.proven(**METADATA))
     before = rows(DEVICES)
-    is_refused(enrol(Agent(key=agent.key).registration(**CHANGED)), 409, "key-conflict")
+    is_refused(enrol(Agent(key=agent.key).proven(**CHANGED)), 409, "key-conflict")
     assert rows(DEVICES) == before
     assert uses(rows) == [1]
 
 
 def test_a_key_of_another_device_is_a_conflict_for_a_registered_device_too(enrol, rows):
     first, second = Agent(), Agent()
-    enrol(first.registration())
-    enrol(second.registration())
+    enrol(first.proven())
+    enrol(second.proven())
     before = rows(DEVICES)
-    is_refused(enrol(Agent(second.device_id, first.key).registration()), 409, "key-conflict")
+    is_refused(enrol(Agent(second.device_id, first.key).proven()), 409, "key-conflict")
     assert rows(DEVICES) == before
 
 
 @pytest.mark.parametrize("clone", ["same device", "same key"])
 def test_a_conflict_is_seen_among_the_existing_devices_events(enrol, rows, now_ms, clone):
     agent = Agent()
-    enrol(agent.registration())
+    enrol(agent.proven())
     intruder = Agent(agent.device_id) if clone == "same device" else Agent(key=agent.key)
-    enrol(intruder.registration(hostname="intruder"))
+    enrol(intruder.proven(hostname="intruder"))
     events = rows("SELECT * FROM compliance_events")
     assert [(event["device_id"], event["event_type"], event["severity"]) for event in events] == [
         (agent.device_id, "registration_conflict", "high")
@@ -345,12 +406,12 @@ def test_a_conflict_is_seen_among_the_existing_devices_events(enrol, rows, now_m
 
 def test_a_registration_conflict_is_one_event_for_each_device_key_and_day(enrol, rows):
     agent, other = Agent(), Agent()
-    enrol(agent.registration())
-    enrol(other.registration())
+    enrol(agent.proven())
+    enrol(other.proven())
     intruders = [Agent(agent.device_id), Agent(agent.device_id)]
     repeated = [*intruders, Agent(other.device_id, intruders[0].key), Agent(key=agent.key), Agent(key=agent.key)]
     for intruder in repeated * 3:
-        is_refused(enrol(intruder.registration()), 409, "key-conflict")
+        is_refused(enrol(intruder.proven()), 409, "key-conflict")
     keys = "SELECT device_id, details ->> 'key_thumbprint' AS key FROM compliance_events"
     first, second = (intruder.key.thumbprint() for intruder in intruders)
     expected = [
@@ -361,14 +422,14 @@ def test_a_registration_conflict_is_one_event_for_each_device_key_and_day(enrol,
     ]
     assert sorted((row["device_id"], row["key"]) for row in rows(keys)) == sorted(expected)
     rows("UPDATE conflict_notices SET noticed_on = noticed_on - 1")
-    is_refused(enrol(intruders[0].registration()), 409, "key-conflict")
+    is_refused(enrol(intruders[0].proven()), 409, "key-conflict")
     assert len(rows(keys)) == 5
 
 
 def test_a_registration_conflict_quotes_at_most_256_characters(enrol, rows):
     agent = Agent()
-    enrol(agent.registration())
-    is_refused(enrol(Agent(agent.device_id).registration(hostname="h" * 262_144)), 409, "key-conflict")
+    enrol(agent.proven())
+    is_refused(enrol(Agent(agent.device_id).proven(hostname="h" * 262_144)), 409, "key-conflict")
     details = rows("SELECT details FROM compliance_events")[0]["details"]
     assert details["hostname"] == "h" * 256
     assert max(len(value) for value in details.values()) == 256
@@ -376,38 +437,38 @@ def test_a_registration_conflict_quotes_at_most_256_characters(enrol, rows):
 
 def test_a_used_up_enrolment_does_not_tell_which_devices_exist(enrol, enrollment, operate, rows):
     token, agent, revoked = enrollment(max_uses=1), Agent(), Agent()
-    enrol(revoked.registration())
+    enrol(revoked.proven())
     operate("device", "revoke", revoked.device_id)
-    assert enrol(agent.registration(), token).status_code == 201
+    assert enrol(agent.proven(), token).status_code == 201
     strangers = [Agent(), Agent(agent.device_id), Agent(key=agent.key), Agent(revoked.device_id)]
     for stranger in strangers:
-        is_refused(enrol(stranger.registration(), token), 403, "enrollment-used-up")
-    assert enrol(agent.registration(), token).status_code == 200
+        is_refused(enrol(stranger.proven(), token), 403, "enrollment-used-up")
+    assert enrol(agent.proven(), token).status_code == 200
     assert rows("SELECT * FROM compliance_events") == []
 
 
 def test_a_good_registration_is_no_event(enrol, rows):
     agent = Agent()
-    enrol(agent.registration())
-    enrol(agent.registration())
+    enrol(agent.proven())
+    enrol(agent.proven())
     assert rows("SELECT * FROM compliance_events") == []
 
 
 def test_a_revoked_device_may_not_register_until_it_is_restored(enrol, operate, rows):
     agent = Agent()
-    enrol(agent.registration(hostname="old"))
+    enrol(agent.proven(hostname="old"))
     operate("device", "revoke", agent.device_id)
     before = rows(DEVICES)
-    is_refused(enrol(agent.registration(hostname="new")), 403, "device-revoked")
-    is_refused(enrol(Agent(agent.device_id).registration(hostname="new")), 403, "device-revoked")
+    is_refused(enrol(agent.proven(hostname="new")), 403, "device-revoked")
+    is_refused(enrol(Agent(agent.device_id).proven(hostname="new")), 403, "device-revoked")
     assert rows(DEVICES) == before
     operate("device", "restore", agent.device_id)
-    assert enrol(agent.registration(hostname="new")).status_code == 200
+    assert enrol(agent.proven(hostname="new")).status_code == 200
 
 
 def test_an_enrolment_that_the_database_calls_expired_is_401(enrol, rows):
     rows("UPDATE enrollments SET expires_at = now() - interval '61 seconds'")
-    answer = enrol(Agent().registration())
+    answer = enrol(Agent().proven())
     is_refused(answer, 401, "invalid-token")
     assert answer.headers["WWW-Authenticate"].startswith('Bearer error="invalid_token"')
     assert rows(DEVICES) == []
@@ -416,7 +477,7 @@ def test_an_enrolment_that_the_database_calls_expired_is_401(enrol, rows):
 def test_an_enrolment_token_that_has_expired_is_401(app, enrol, rows):
     id = str(rows("SELECT enrollment_id FROM enrollments")[0]["enrollment_id"])
     token = app.extensions["auth"].sign(f"enrollment:{id}", id, REGISTER_SCOPE, -61)
-    answer = enrol(Agent().registration(), token)
+    answer = enrol(Agent().proven(), token)
     is_refused(answer, 401, "invalid-token")
     assert answer.headers["WWW-Authenticate"].startswith('Bearer error="invalid_token"')
     assert rows(DEVICES) == []
@@ -426,20 +487,20 @@ def test_a_clock_may_be_a_minute_off_when_an_enrolment_expires(app, enrol, rows)
     rows("UPDATE enrollments SET expires_at = now() - interval '20 seconds'")
     id = str(rows("SELECT enrollment_id FROM enrollments")[0]["enrollment_id"])
     token = app.extensions["auth"].sign(f"enrollment:{id}", id, REGISTER_SCOPE, -20)
-    assert enrol(Agent().registration(), token).status_code == 201
+    assert enrol(Agent().proven(), token).status_code == 201
 
 
 def test_a_revoked_enrolment_registers_nobody(enrol, operate, rows):
     operate("enrollment", "revoke", str(rows("SELECT enrollment_id FROM enrollments")[0]["enrollment_id"]))
-    is_refused(enrol(Agent().registration()), 403, "enrollment-revoked")
+    is_refused(enrol(Agent().proven()), 403, "enrollment-revoked")
     assert rows(DEVICES) == []
 
 
 def test_an_enrolment_that_is_used_up_registers_only_whom_it_knows(enrol, enrollment, rows):
     token, agent = enrollment(max_uses=1), Agent()
-    assert enrol(agent.registration(), token).status_code == 201
-    is_refused(enrol(Agent().registration(), token), 403, "enrollment-used-up")
-    assert enrol(agent.registration(hostname="new"), token).status_code == 200
+    assert enrol(agent.proven(), token).status_code == 201
+    is_refused(enrol(Agent().proven(), token), 403, "enrollment-used-up")
+    assert enrol(agent.proven(hostname="new"), token).status_code == 200
     assert [row["hostname"] for row in rows("SELECT hostname FROM devices")] == ["new"]
     assert uses(rows) == [0, 1]
 
@@ -447,48 +508,46 @@ def test_an_enrolment_that_is_used_up_registers_only_whom_it_knows(enrol, enroll
 def test_an_enrolment_that_nobody_minted_is_401(app, enrol, rows):
     id = str(uuid.uuid4())
     token = app.extensions["auth"].sign(f"enrollment:{id}", id, REGISTER_SCOPE, 3600)
-    answer = enrol(Agent().registration(), token)
+    answer = enrol(Agent().proven(), token)
     is_refused(answer, 401, "invalid-token")
     assert answer.headers["WWW-Authenticate"].startswith('Bearer error="invalid_token"')
     assert rows(DEVICES) == []
 
 
 def test_an_access_token_registers_nobody(client, device, headers, rows):
-    is_refused(client.post(REGISTER, json=Agent().registration(), headers=headers), 403, "insufficient-scope")
+    is_refused(client.post(REGISTER, json=Agent().proven(), headers=headers), 403, "insufficient-scope")
     assert [row["device_id"] for row in rows("SELECT device_id FROM devices")] == [device.device_id]
 
 
 def test_an_enrolment_token_is_asked_for(client):
-    answer = client.post(REGISTER, json=Agent().registration())
+    answer = client.post(REGISTER, json=Agent().proven())
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer error=")
 
 
 def test_a_forgotten_key_makes_room_for_one_new_key(enrol, operate, rows):
     agent = Agent()
-    enrol(agent.registration())
+    enrol(agent.proven())
     operate("device", "forget-key", agent.device_id)
     reinstalled = Agent(agent.device_id)
-    assert enrol(reinstalled.registration()).status_code in (200, 201)
-    is_refused(enrol(Agent(agent.device_id).registration()), 409, "key-conflict")
-    is_refused(enrol(agent.registration()), 409, "key-conflict")
+    assert enrol(reinstalled.proven()).status_code in (200, 201)
+    is_refused(enrol(Agent(agent.device_id).proven()), 409, "key-conflict")
+    is_refused(enrol(agent.proven()), 409, "key-conflict")
     row = rows(DEVICE, agent.device_id)[0]
     assert (row["public_key_pem"], row["key_thumbprint"]) == (reinstalled.public_key_pem, reinstalled.key.thumbprint())
 
 
 def test_a_forgotten_key_may_serve_another_device(enrol, operate):
     agent = Agent()
-    enrol(agent.registration())
+    enrol(agent.proven())
     operate("device", "forget-key", agent.device_id)
-    assert enrol(Agent(key=agent.key).registration()).status_code == 201
+    assert enrol(Agent(key=agent.key).proven()).status_code == 201
 
 
 def test_fifty_devices_at_once_on_the_last_use_are_one_device(app, bearer, enrollment, rows):
     headers = bearer(enrollment(max_uses=1))
     agents = [Agent() for _ in range(50)]
-    requests = [
-        partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers) for agent in agents
-    ]
+    requests = [partial(app.test_client().post, REGISTER, json=agent.proven(), headers=headers) for agent in agents]
     answers = at_once(requests)
     assert statuses(answers) == [201] + [403] * 49
     winner = next(answer.json["device_id"] for answer in answers if answer.status_code == 201)
@@ -498,7 +557,7 @@ def test_fifty_devices_at_once_on_the_last_use_are_one_device(app, bearer, enrol
 
 def test_twenty_registrations_of_one_device_at_once_create_it_once(app, bearer, enrollment, rows):
     headers, agent = bearer(enrollment(max_uses=1)), Agent()
-    request = partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers)
+    request = partial(app.test_client().post, REGISTER, json=agent.proven(), headers=headers)
     assert statuses(at_once([request] * 20)) == [200] * 19 + [201]
     assert len(rows(DEVICES)) == 1
     assert uses(rows) == [1]
@@ -507,9 +566,7 @@ def test_twenty_registrations_of_one_device_at_once_create_it_once(app, bearer, 
 def test_one_device_with_many_keys_at_once_keeps_one_of_them(app, bearer, enrollment, rows):
     headers = bearer(enrollment())
     agents = [Agent("laptop") for _ in range(20)]
-    requests = [
-        partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers) for agent in agents
-    ]
+    requests = [partial(app.test_client().post, REGISTER, json=agent.proven(), headers=headers) for agent in agents]
     answers = at_once(requests)
     assert statuses(answers) == [201] + [409] * 19
     winner = next(agent for agent, answer in zip(agents, answers, strict=True) if answer.status_code == 201)
@@ -520,13 +577,11 @@ def test_one_device_with_many_keys_at_once_keeps_one_of_them(app, bearer, enroll
 
 
 def test_a_forgotten_key_makes_room_for_one_of_many_new_keys_at_once(app, bearer, enrol, enrollment, operate, rows):
-    enrol(Agent("laptop").registration())
+    enrol(Agent("laptop").proven())
     operate("device", "forget-key", "laptop")
     headers = bearer(enrollment())
     agents = [Agent("laptop") for _ in range(20)]
-    requests = [
-        partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers) for agent in agents
-    ]
+    requests = [partial(app.test_client().post, REGISTER, json=agent.proven(), headers=headers) for agent in agents]
     answers = at_once(requests)
     assert statuses(answers) == [200] + [409] * 19
     winner = next(agent for agent, answer in zip(agents, answers, strict=True) if answer.status_code == 200)
@@ -536,9 +591,9 @@ def test_a_forgotten_key_makes_room_for_one_of_many_new_keys_at_once(app, bearer
 
 def test_registrations_of_one_device_at_once_each_leave_what_they_give(app, bearer, enrol, enrollment, rows):
     headers, agent = bearer(enrollment()), Agent()
-    enrol(agent.registration())
+    enrol(agent.proven())
     requests = [
-        partial(app.test_client().post, REGISTER, json=agent.registration(**{field: value}), headers=headers)
+        partial(app.test_client().post, REGISTER, json=agent.proven(**{field: value}), headers=headers)
         for field, value in METADATA.items()
     ]
     assert statuses(at_once(requests * 4)) == [200] * 16
@@ -549,9 +604,7 @@ def test_registrations_of_one_device_at_once_each_leave_what_they_give(app, bear
 def test_many_devices_with_one_key_at_once_leave_it_to_one_of_them(app, bearer, enrollment, rows):
     headers, key = bearer(enrollment()), ECKey.generate_key("P-256")
     agents = [Agent(key=key) for _ in range(20)]
-    requests = [
-        partial(app.test_client().post, REGISTER, json=agent.registration(), headers=headers) for agent in agents
-    ]
+    requests = [partial(app.test_client().post, REGISTER, json=agent.proven(), headers=headers) for agent in agents]
     answers = at_once(requests)
     assert statuses(answers) == [201] + [409] * 19
     winner = next(answer.json["device_id"] for answer in answers if answer.status_code == 201)
@@ -574,7 +627,7 @@ def test_two_workers_at_once_agree_on_who_registered(
 ):
     headers = bearer(enrollment())
     requests = [
-        partial(worker.test_client().post, REGISTER, json=agent.registration(), headers=headers)
+        partial(worker.test_client().post, REGISTER, json=agent.proven(), headers=headers)
         for worker, agent in zip((app, other_worker), agents(), strict=True)
     ]
     assert statuses(held("SELECT uses FROM enrollments FOR UPDATE", requests)) == expected
@@ -586,7 +639,7 @@ def test_two_workers_at_once_agree_on_who_registered(
 def test_two_workers_at_once_share_the_last_use_among_repeats(app, other_worker, bearer, enrollment, held, rows):
     headers, agent = bearer(enrollment(max_uses=1)), Agent()
     requests = [
-        partial(worker.test_client().post, REGISTER, json=agent.registration(), headers=headers)
+        partial(worker.test_client().post, REGISTER, json=agent.proven(), headers=headers)
         for worker in (app, other_worker)
     ]
     assert statuses(held("SELECT uses FROM enrollments FOR UPDATE", requests)) == [200, 201]
@@ -596,7 +649,7 @@ def test_two_workers_at_once_share_the_last_use_among_repeats(app, other_worker,
 def test_two_workers_at_once_do_not_exceed_the_last_use(app, other_worker, bearer, enrollment, held, rows):
     headers = bearer(enrollment(max_uses=1))
     requests = [
-        partial(worker.test_client().post, REGISTER, json=Agent().registration(), headers=headers)
+        partial(worker.test_client().post, REGISTER, json=Agent().proven(), headers=headers)
         for worker in (app, other_worker)
     ]
     assert statuses(held("SELECT uses FROM enrollments FOR UPDATE", requests)) == [201, 403]
@@ -606,7 +659,7 @@ def test_two_workers_at_once_do_not_exceed_the_last_use(app, other_worker, beare
 
 @pytest.mark.parametrize("field", ["device_id", "public_key_pem", "hostname"])
 def test_a_required_field_must_be_there(enrol, rows, field):
-    body = Agent().registration()
+    body = Agent().proven()
     del body[field]
     is_invalid(enrol(body), field)
     assert rows(DEVICES) == []
@@ -615,13 +668,13 @@ def test_a_required_field_must_be_there(enrol, rows, field):
 @pytest.mark.parametrize("field", ["device_id", "public_key_pem", "hostname"])
 @pytest.mark.parametrize("value", [None, 5, 1.5, True, "", ["a"], {"a": "b"}], ids=repr)
 def test_a_required_field_must_be_text(enrol, rows, field, value):
-    is_invalid(enrol(Agent().registration(**{field: value})), field)
+    is_invalid(enrol(Agent().proven(**{field: value})), field)
     assert rows(DEVICES) == []
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG_METADATA, ids=lambda value: repr(value)[:40])
 def test_metadata_of_a_wrong_type_registers_nobody(enrol, rows, field, value):
-    is_invalid(enrol(Agent().registration(**{field: value})), field)
+    is_invalid(enrol(Agent().proven(**{field: value})), field)
     assert rows(DEVICES) == []
 
 
@@ -712,7 +765,7 @@ def tell(client: Any, enrol: Any, device: Agent, headers: dict[str, str]) -> Cal
 
     def tell(route: str, **metadata: Any) -> Any:
         if route == REGISTER:
-            return enrol(device.registration(**metadata))
+            return enrol(device.proven(**metadata))
         body = {"device_id": device.device_id, **metadata}
         if route == HEARTBEAT:
             return client.post(HEARTBEAT, json=body, headers=headers)
@@ -840,7 +893,7 @@ def test_a_token_of_a_replaced_key_is_401_at_once(client, enrol, access, operate
     before = rows(DEVICES)
     all_refused()
     reinstalled = Agent(device.device_id)
-    enrol(reinstalled.registration())
+    enrol(reinstalled.proven())
     before = rows(DEVICES)
     all_refused()
     new = access(reinstalled)
@@ -850,7 +903,7 @@ def test_a_token_of_a_replaced_key_is_401_at_once(client, enrol, access, operate
 def test_heartbeats_with_tokens_of_two_keys_at_once_are_each_decided_on(app, enrol, access, operate, device, headers):
     operate("device", "forget-key", device.device_id)
     reinstalled = Agent(device.device_id)
-    enrol(reinstalled.registration())
+    enrol(reinstalled.proven())
     body = {"device_id": device.device_id}
     requests = [
         partial(app.test_client().post, HEARTBEAT, json=body, headers=each) for each in (headers, access(reinstalled))
@@ -882,24 +935,21 @@ def test_a_revoked_device_is_403_whatever_became_of_its_key(beat, device, operat
 @pytest.mark.parametrize("route", [REGISTER, HEARTBEAT])
 def test_metadata_is_stored_as_sent(enrol, beat, device, rows, route, field, value):
     body = {"os": "old", "browsers": ["old"], "macs": METADATA["macs"], "ips": METADATA["ips"]}
-    enrol(device.registration(**body))
-    answer = enrol(device.registration(**{field: value})) if route == REGISTER else beat(**{field: value})
+    enrol(device.proven(**body))
+    answer = enrol(device.proven(**{field: value})) if route == REGISTER else beat(**{field: value})
     assert answer.status_code == 200
     assert rows(DEVICE, device.device_id)[0][field] == value
 
 
 def test_a_registration_keeps_the_time_that_it_gives(enrol, rows):
     agent = Agent()
-    assert (
-        enrol(agent.registration(registered_at=1_700_000_000_123)).json["registered_at"]
-        == "2023-11-14T22:13:20.123000Z"
-    )
+    assert enrol(agent.proven(registered_at=1_700_000_000_123)).json["registered_at"] == "2023-11-14T22:13:20.123000Z"
     assert rows(DEVICE, agent.device_id)[0]["registered_at"] == datetime(2023, 11, 14, 22, 13, 20, 123_000, UTC)
 
 
 @pytest.mark.parametrize("ahead_ms", [-1000, 23 * 3_600_000])
 def test_a_registration_may_come_from_a_clock_that_is_off(enrol, now_ms, ahead_ms):
-    assert enrol(Agent().registration(registered_at=now_ms + ahead_ms)).status_code == 201
+    assert enrol(Agent().proven(registered_at=now_ms + ahead_ms)).status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -920,17 +970,17 @@ def test_a_registration_may_come_from_a_clock_that_is_off(enrol, now_ms, ahead_m
     ids=repr,
 )
 def test_a_time_that_is_no_plausible_epoch_milliseconds_is_refused(enrol, rows, value):
-    is_refused(enrol(Agent().registration(registered_at=value)), 400, "invalid-body")
+    is_refused(enrol(Agent().proven(registered_at=value)), 400, "invalid-body")
     assert rows(DEVICES) == []
 
 
 def test_a_time_more_than_a_day_ahead_is_refused(enrol, now_ms):
-    is_invalid(enrol(Agent().registration(registered_at=now_ms + 25 * 3_600_000)), "registered_at")
+    is_invalid(enrol(Agent().proven(registered_at=now_ms + 25 * 3_600_000)), "registered_at")
 
 
 @pytest.mark.parametrize("device_id", HOSTILE_IDS, ids=ascii)
 def test_a_hostile_device_id_is_refused(enrol, rows, device_id):
-    is_invalid(enrol(Agent().registration(device_id=device_id)), "device_id")
+    is_invalid(enrol(Agent().proven(device_id=device_id)), "device_id")
     assert rows(DEVICES) == []
 
 
@@ -939,7 +989,7 @@ def test_a_hostile_device_id_is_refused(enrol, rows, device_id):
 )
 def test_an_odd_device_id_is_only_text(enrol, access, client, rows, device_id):
     agent = Agent(device_id)
-    assert enrol(agent.registration()).json["device_id"] == device_id
+    assert enrol(agent.proven()).json["device_id"] == device_id
     assert client.post(HEARTBEAT, json={"device_id": device_id}, headers=access(agent)).status_code == 200
     assert [row["device_id"] for row in rows("SELECT device_id FROM devices")] == [device_id]
 
@@ -948,7 +998,7 @@ def test_an_odd_device_id_is_only_text(enrol, access, client, rows, device_id):
 def test_characters_that_the_database_cannot_hold_are_replaced(
     client, bearer, enrollment, device, headers, rows, route
 ):
-    body = json.dumps(device.registration(hostname="TEXT", os={"TEXT": ["TEXT"]}, browsers=["TEXT", {"name": "TEXT"}]))
+    body = json.dumps(device.proven(hostname="TEXT", os={"TEXT": ["TEXT"]}, browsers=["TEXT", {"name": "TEXT"}]))
     answer = client.post(
         route,
         data=body.encode().replace(b"TEXT", HOSTILE_TEXT),
@@ -993,7 +1043,7 @@ def test_each_heartbeat_moves_last_heartbeat_on(beat, device, rows):
 
 
 def test_a_heartbeat_without_metadata_changes_none(enrol, beat, device, rows):
-    enrol(device.registration(**METADATA))
+    enrol(device.proven(**METADATA))
     before = rows(DEVICE, device.device_id)[0]
     beat()
     after = rows(DEVICE, device.device_id)[0]
@@ -1003,7 +1053,7 @@ def test_a_heartbeat_without_metadata_changes_none(enrol, beat, device, rows):
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_a_heartbeat_overwrites_only_what_it_gives(enrol, beat, device, rows, field):
-    enrol(device.registration(**METADATA))
+    enrol(device.proven(**METADATA))
     before = rows(DEVICE, device.device_id)[0]
     assert beat(**{field: CHANGED[field]}).status_code == 200
     after = rows(DEVICE, device.device_id)[0]
@@ -1012,7 +1062,7 @@ def test_a_heartbeat_overwrites_only_what_it_gives(enrol, beat, device, rows, fi
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_a_null_in_a_heartbeat_changes_nothing(enrol, beat, device, rows, field):
-    enrol(device.registration(**METADATA))
+    enrol(device.proven(**METADATA))
     before = rows(DEVICE, device.device_id)[0]
     assert beat(**{field: None}).status_code == 200
     assert rows(DEVICE, device.device_id)[0] | {"last_heartbeat": None} == before
@@ -1047,16 +1097,16 @@ def test_a_heartbeat_makes_a_lost_row_again(beat, device, rows):
 def test_after_a_lost_row_only_the_same_key_registers_again(enrol, beat, device, rows, access):
     rows("DELETE FROM devices")
     beat()
-    is_refused(enrol(Agent(device.device_id).registration()), 409, "key-conflict")
+    is_refused(enrol(Agent(device.device_id).proven()), 409, "key-conflict")
     assert rows(DEVICE, device.device_id)[0]["public_key_pem"] is None
-    assert enrol(device.registration()).status_code == 200
+    assert enrol(device.proven()).status_code == 200
     assert rows(DEVICE, device.device_id)[0]["public_key_pem"] == device.public_key_pem
     assert access(device)
 
 
 def test_a_lost_row_whose_key_has_gone_to_another_device_is_not_made_again(enrol, beat, device, rows):
     rows("DELETE FROM devices")
-    assert enrol(Agent("other", device.key).registration()).status_code == 201
+    assert enrol(Agent("other", device.key).proven()).status_code == 201
     assert 400 <= beat().status_code < 500
     assert [row["device_id"] for row in rows("SELECT device_id FROM devices")] == ["other"]
 
@@ -1068,7 +1118,7 @@ def test_a_lost_row_that_cannot_be_made_again_costs_the_others_nothing(app, enro
         for agent in agents
     ]
     rows("DELETE FROM devices WHERE device_id = %s", agents[0].device_id)
-    assert enrol(Agent("other", agents[0].key).registration()).status_code == 201
+    assert enrol(Agent("other", agents[0].key).proven()).status_code == 201
     answers = at_once(requests)
     assert [answer.status_code for answer in answers[1:]] == [200] * 19
     assert 400 <= answers[0].status_code < 500

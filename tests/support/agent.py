@@ -40,6 +40,10 @@ class Agent:
             **more,
         }
 
+    def proven(self, issuer: str = ISSUER, **more: Any) -> dict[str, Any]:
+        """The same with a proof that the device holds its key."""
+        return self.registration(proof=self.assertion(f"{issuer}/api/devices/register"), **more)
+
     def assertion(self, audience: str, header: dict[str, Any] | None = None, **claims: Any) -> str:
         """A signed client assertion (RFC 7523); a claim given as None is left out."""
         now = int(time.time())
