@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from app.db import migrations
+from app.db import grants, migrations
 from app.dev import embedded
 from tests.support.seed import fill
 from tests.support.service import ROOT
@@ -47,7 +47,7 @@ def locks_of_migrations(connection: psycopg.Connection[Any]) -> dict[str, dict[s
 
     Returns, by migration and table that was there before, the modes in which it held the table until its end.
     """
-    connection.execute(migrations.ROLES.read_text(encoding="utf-8"))  # type: ignore[arg-type]
+    connection.execute(grants.ROLES.read_text(encoding="utf-8"))  # type: ignore[arg-type]
     connection.execute(f"SET ROLE {migrations.OWNER}")
     taken: dict[str, dict[str, set[str]]] = {}
     for name in migrations.names():
