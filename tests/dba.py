@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from yoyo.migrations import read_sql_migration
 
 from app.db import grants, migrations
 from app.dev import embedded
@@ -56,10 +57,13 @@ def locks_of_migrations(connection: psycopg.Connection[Any]) -> dict[str, dict[s
             if not connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                 connection.execute(f"INSERT INTO {table} {SOME_ROWS[table]} FROM generate_series(1, 1000) AS n")
         taken[name] = {}
-        text = (migrations.FOLDER / f"{name}.sql").read_text(encoding="utf-8")
-        if "-- transactional: false" in text:
-            # It holds its locks for as long as it works, and none of those that make others wait.
-            connection.execute(text)  # type: ignore[arg-type]
+        path = migrations.FOLDER / f"{name}.sql"
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("-- transactional: false"):
+            # It holds its locks for as long as it works, and none of those that make others wait. Several commands
+            # that are sent together are a transaction: each is sent alone, as yoyo does.
+            for command in read_sql_migration(str(path))[2]:
+                connection.execute(command)  # type: ignore[arg-type]
             continue
         with connection.transaction():
             connection.execute(text)  # type: ignore[arg-type]
