@@ -701,14 +701,14 @@ worker.Worker(load(), jobs).serve()
     environment = {"WATCHPOST_DATABASE_URL": as_role(database_url, "writer"), "PATH": "/usr/bin:/bin"}
     exists = "SELECT to_regclass(%s) IS NOT NULL AS is_there"
     log = tmp_path / "worker.log"
-    rows("ALTER FUNCTION ensure_partitions RENAME TO gone")
+    rows("ALTER FUNCTION missing_months RENAME TO gone")
     rows(f"DROP TABLE {name(PROMPT)}")
     with log.open("w") as errors:
         worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=errors)
     try:
         wait_for(lambda: "can't make partitions: UndefinedFunction 42883" in log.read_text())
         assert rows(exists, name(PROMPT)) == [{"is_there": False}]
-        rows("ALTER FUNCTION away RENAME TO missing_months")
+        rows("ALTER FUNCTION gone RENAME TO missing_months")
         wait_for(lambda: rows(exists, name(PROMPT)) == [{"is_there": True}])
         assert worker.poll() is None
     finally:
