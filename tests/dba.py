@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from yoyo.migrations import read_sql_migration
 
-from app.db import migrations
+from app.db import grants, migrations
 from app.dev import embedded
 from tests.support.seed import fill
 from tests.support.service import ROOT
@@ -47,7 +48,7 @@ def locks_of_migrations(connection: psycopg.Connection[Any]) -> dict[str, dict[s
 
     Returns, by migration and table that was there before, the modes in which it held the table until its end.
     """
-    connection.execute(migrations.ROLES.read_text(encoding="utf-8"))  # type: ignore[arg-type]
+    connection.execute(grants.ROLES.read_text(encoding="utf-8"))  # type: ignore[arg-type]
     connection.execute(f"SET ROLE {migrations.OWNER}")
     taken: dict[str, dict[str, set[str]]] = {}
     for name in migrations.names():
@@ -56,10 +57,13 @@ def locks_of_migrations(connection: psycopg.Connection[Any]) -> dict[str, dict[s
             if not connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                 connection.execute(f"INSERT INTO {table} {SOME_ROWS[table]} FROM generate_series(1, 1000) AS n")
         taken[name] = {}
-        text = (migrations.FOLDER / f"{name}.sql").read_text(encoding="utf-8")
-        if "-- transactional: false" in text:
-            # It holds its locks for as long as it works, and none of those that make others wait.
-            connection.execute(text)  # type: ignore[arg-type]
+        path = migrations.FOLDER / f"{name}.sql"
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("-- transactional: false"):
+            # It holds its locks for as long as it works, and none of those that make others wait. Several commands
+            # that are sent together are a transaction: each is sent alone, as yoyo does.
+            for command in read_sql_migration(str(path))[2]:
+                connection.execute(command)  # type: ignore[arg-type]
             continue
         with connection.transaction():
             connection.execute(text)  # type: ignore[arg-type]

@@ -2,12 +2,11 @@
 
 One process at a time, however many start together. A migration and the note that it was applied are one transaction,
 so an interrupted run goes on where it stopped. One that can't have a transaction (`-- transactional: false`) must bear
-being run twice. Roles and grants (`config/roles.sql`, `config/grants.sql`) follow the schema.
+being run twice. The roles come before the schema, the grants after it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import time
@@ -21,52 +20,20 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg.rows import dict_row
 
-from app.db import partitions
+from app.db import checksums, grants, partitions
 from app.db.advisory_locks import try_lock
 from app.db.statements import statement
 from app.db.urls import OWNER
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "migrations"
-ROLES = ROOT / "config" / "roles.sql"
-GRANTS = ROOT / "config" / "grants.sql"
+FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 SELECT_MIGRATIONS = statement("service/select_migrations")
 # Writers queue behind who waits for a table's lock: each try is shorter than their timeout, and there are many.
 LOCK_TIMEOUT = "1s"
 MAX_TRIES = 30
 # lock_not_available, deadlock_detected
 BUSY = {"55P03", "40P01"}
-
-CREATE_CHECKSUMS = """
-CREATE TABLE IF NOT EXISTS migration_checksums (
-    name text PRIMARY KEY,
-    sha256 text NOT NULL,
-    recorded_at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE migration_checksums IS 'What the applied migrations, and the grants, looked like.';
-COMMENT ON COLUMN migration_checksums.name IS 'The file, without its ending.';
-COMMENT ON COLUMN migration_checksums.sha256 IS 'SHA-256 of the file, in hexadecimal.';
-COMMENT ON COLUMN migration_checksums.recorded_at IS 'Database clock.';
-"""
-RECORD_CHECKSUM = """
-INSERT INTO migration_checksums (name, sha256) VALUES (%s, %s)
-ON CONFLICT (name) DO UPDATE SET sha256 = excluded.sha256, recorded_at = now()
-"""
-SELECT_RIGHTS = """
-SELECT
-    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
-    (
-        SELECT count(*) = 3
-        FROM pg_roles
-        WHERE rolname IN ('watchpost_owner', 'watchpost_writer', 'watchpost_reader')
-    ) AS has_roles,
-    -- By name, so that a role which is not there is no error.
-    EXISTS (SELECT FROM pg_roles WHERE rolname = 'watchpost_owner' AND pg_has_role(oid, 'MEMBER')) AS may_be_owner
-"""
-
-
 # Classes of errors whose message names objects of the database, and quotes no row: privileges and syntax, objects in
 # use or depended on, what is not supported, resources.
 NAMES_ONLY = {"42", "2B", "55", "0A", "3F", "53", "57"}
@@ -84,10 +51,10 @@ def apply(url: str) -> list[str]:
     belongs to whoever migrates.
     """
     with _exclusive(url) as connection:
-        rights = _rights(connection)
+        rights = grants.rights(connection)
         if rights["is_superuser"]:
-            _retry_on_lock("config/roles.sql", lambda: connection.execute(ROLES.read_text(encoding="utf-8")))
-            rights = _rights(connection)
+            _retry_on_lock("config/roles.sql", partial(grants.create_roles, connection))
+            rights = grants.rights(connection)
         elif not rights["has_roles"]:
             log.warning("one role does everything: a DBA has not run config/roles.sql")
         with _backend(url, rights["may_be_owner"]) as backend:
@@ -96,17 +63,15 @@ def apply(url: str) -> list[str]:
             _check(backend, [name for name in names() if name not in {migration.id for migration in pending}])
             for migration in pending:
                 _retry_on_lock(migration.id, partial(_apply_one, backend, migration))
-            recorded = _recorded(backend)
-            is_granted = recorded.get(GRANTS.stem) == _checksum(GRANTS) and grants_version() in recorded
-            if rights["has_roles"] and (pending or not is_granted):
-                _retry_on_lock("config/grants.sql", lambda: _grant(backend))
+            if rights["has_roles"] and (pending or not grants.are_applied(checksums.recorded(backend))):
+                _retry_on_lock("config/grants.sql", partial(grants.apply, backend))
         partitions.try_to_ensure(url)
         return [migration.id for migration in pending]
 
 
 def rollback(url: str, to: str | None = None) -> list[str]:
     """Undo applied migrations, newest first, down to and including the one named, or all. Returns their names."""
-    with _exclusive(url) as connection, _backend(url, _rights(connection)["may_be_owner"]) as backend:
+    with _exclusive(url) as connection, _backend(url, grants.rights(connection)["may_be_owner"]) as backend:
         undone = backend.to_rollback(_yoyo().read_migrations(str(FOLDER)))
         if to is not None:
             undone = undone.filter(lambda migration: migration.id >= to)
@@ -120,11 +85,6 @@ def names() -> list[str]:
     return [path.stem for path in sorted(FOLDER.glob("*.sql")) if not path.stem.endswith(".rollback")]
 
 
-def grants_version() -> str:
-    """What is recorded when this release's grants have been applied."""
-    return f"{GRANTS.stem}:{_checksum(GRANTS)}"
-
-
 def is_behind(url: str) -> bool:
     """Whether migrations or grants are pending, for a role that may not apply them."""
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
@@ -133,12 +93,7 @@ def is_behind(url: str) -> bool:
         except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
             return True
     applied = {row["migration_id"] for row in found}
-    return not applied.issuperset(names()) or not has_grants(found)
-
-
-def has_grants(found: list[dict[str, Any]]) -> bool:
-    """Whether this release's grants were applied, or the role needs none, by rows of service/select_migrations."""
-    return all(row["is_owner"] or grants_version() in row["grants"] for row in found)
+    return not applied.issuperset(names()) or not grants.has_grants(found)
 
 
 def _yoyo() -> Any:
@@ -156,7 +111,7 @@ def _apply_one(backend: Any, migration: Any) -> None:
         if migration.use_transactions:
             migration.process_steps(backend, "apply")
         backend.mark_one(migration)
-        backend.execute(RECORD_CHECKSUM, (migration.id, _checksum(FOLDER / f"{migration.id}.sql")))
+        checksums.record(backend, migration.id, FOLDER / f"{migration.id}.sql")
 
 
 def _rollback_one(backend: Any, migration: Any) -> None:
@@ -167,37 +122,19 @@ def _rollback_one(backend: Any, migration: Any) -> None:
         if migration.use_transactions:
             migration.process_steps(backend, "rollback")
         backend.unmark_one(migration)
-        backend.execute("DELETE FROM migration_checksums WHERE name = %s", (migration.id,))
-
-
-def _grant(backend: Any) -> None:
-    with backend.transaction():
-        # yoyo passes parameters, if none: a % would begin a placeholder.
-        backend.execute(GRANTS.read_text(encoding="utf-8").replace("%", "%%"))
-        backend.execute(RECORD_CHECKSUM, (GRANTS.stem, _checksum(GRANTS)))
-        # Kept when a later release applies its own, which are made so that this one goes on.
-        backend.execute(RECORD_CHECKSUM, (grants_version(), _checksum(GRANTS)))
+        checksums.delete(backend, migration.id)
 
 
 def _check(backend: Any, applied: list[str]) -> None:
     """Raises MigrationError when an applied file has changed. A file that has no checksum yet gets one."""
-    recorded = _recorded(backend)
+    recorded = checksums.recorded(backend)
     for name in applied:
-        checksum = _checksum(FOLDER / f"{name}.sql")
+        path = FOLDER / f"{name}.sql"
         if name not in recorded:
             with backend.transaction():
-                backend.execute(RECORD_CHECKSUM, (name, checksum))
-        elif recorded[name] != checksum:
+                checksums.record(backend, name, path)
+        elif recorded[name] != checksums.checksum(path):
             raise MigrationError(f"{name}.sql was changed after it was applied: put it back, and write a new migration")
-
-
-def _recorded(backend: Any) -> dict[str, str]:
-    with backend.transaction():
-        return dict(backend.execute("SELECT name, sha256 FROM migration_checksums").fetchall())
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _retry_on_lock(name: str, work: Callable[[], object]) -> None:
@@ -224,12 +161,6 @@ def _explain(error: psycopg.Error) -> str:
     return " ".join([f"{type(error).__name__} {state}".strip(), *(f"of {name}" for name in names if name)])
 
 
-def _rights(connection: psycopg.Connection[Any]) -> dict[str, bool]:
-    cursor = connection.execute(SELECT_RIGHTS)
-    columns = [column.name for column in cursor.description or ()]
-    return dict(zip(columns, cursor.fetchone() or (), strict=True))
-
-
 @contextmanager
 def _exclusive(url: str) -> Iterator[psycopg.Connection[Any]]:
     """Wait until no other process migrates; yield a connection for what is no migration of yoyo's."""
@@ -250,8 +181,7 @@ def _backend(url: str, as_owner: bool) -> Iterator[Any]:
     try:
         backend.break_lock()
         backend.ensure_internal_schema_updated()
-        with backend.transaction():
-            backend.execute(CREATE_CHECKSUMS)
+        checksums.create(backend)
         yield backend
     finally:
         backend.connection.close()

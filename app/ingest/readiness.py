@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from flask import Flask, current_app
 from werkzeug.local import LocalProxy
 
-from app.db import Database, Unavailable, migrations, statement
+from app.db import Database, Unavailable, grants, migrations, statement
 from app.ingest.group_commit import GroupCommit
 from app.ingest.writer import Writer
 
@@ -47,7 +47,7 @@ class Readiness:
             raise Unavailable
         applied = {row["migration_id"] for row in rows}
         pending = sum(name not in applied for name in migrations.names())
-        return SchemaState(pending, migrations.has_grants(rows))
+        return SchemaState(pending, grants.has_grants(rows))
 
 
 def init_app(app: Flask) -> None:

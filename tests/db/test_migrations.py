@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.db import migrations
+from app.db import grants, migrations
 from tests.support import previous_release
 
 TABLES = """
@@ -337,18 +337,18 @@ def test_a_rollback_of_filled_tables_loses_no_more_than_it_says(empty_url: str, 
 
 
 @pytest.mark.parametrize("release", previous_release.RELEASES)
-def test_a_previous_release_writes_while_this_one_migrates(empty_url: str, edited: Path, release: str) -> None:
+def test_a_previous_release_writes_while_this_one_migrates(
+    empty_url: str, edited: Path, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
     """Its statements against its schema, filled, while everything newer is applied."""
     newer = [name for name in migrations.names() if name not in previous_release.migrations(release)]
     kept = {path: path.read_text() for name in newer for path in edited.glob(f"{name}.*")}
     for path in kept:
         path.unlink()
-    grants, migrations.GRANTS = migrations.GRANTS, edited / "none.sql"
-    migrations.GRANTS.write_text("")
-    try:
+    with monkeypatch.context() as then:
+        then.setattr(grants, "GRANTS", edited / "none.sql")
+        grants.GRANTS.write_text("")
         migrations.apply(empty_url)
-    finally:
-        migrations.GRANTS = grants
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute(FILL)
     for path, text in kept.items():

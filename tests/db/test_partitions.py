@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from flask.testing import FlaskClient
 from app.db import migrations, partitions
 from app.db.statements import statement
 from config.settings import Settings
+from tests.support import previous_release
 from tests.support.agent import Agent
 from tests.support.checks import at_once
 from tests.support.service import ROOT, Service, as_role, registered, serving, wait_for
@@ -447,6 +448,42 @@ def test_a_list_shows_bounds_rows_and_sizes(app: Any, rows: Rows, operate: Any) 
     assert len(lines) == 1 + 3 * 6
 
 
+# Sends a body and returns the status of its answer.
+Send = Callable[[dict[str, Any]], int]
+
+
+def by_http(service: Service, kind: Kind, token: str) -> Callable[[], AbstractContextManager[Send]]:
+    """Senders to a running service."""
+    return lambda: nullcontext(lambda body: service.post(kind.path, body, token).status)
+
+
+def by_previous_release(url: str, kind: Kind) -> Callable[[], AbstractContextManager[Send]]:
+    """Senders that do as the release before the tables were partitioned: its statements, as its role."""
+    release = previous_release.RELEASES[0]
+    insert, check = (previous_release.statement(release, name) for name in (kind.insert, kind.again))
+    statuses = {"created": 201, "duplicate": 200, "conflict": 409}
+
+    @contextmanager
+    def sender() -> Iterator[Send]:
+        with psycopg.connect(as_role(url, "writer"), autocommit=True, prepare_threshold=0) as connection:
+
+            def run(text: str, body: dict[str, Any]) -> str | None:
+                # Writers wait while tables are rewritten, on a slow machine for longer than their timeout.
+                for _ in range(10):
+                    with suppress(psycopg.errors.LockNotAvailable):
+                        rows = connection.execute(text, {"rows": json.dumps([{"ord": 0, **body}])}).fetchall()
+                        assert len(rows) == 1
+                        return rows[0][1]
+                raise AssertionError("a row was refused ten times")
+
+            def send(body: dict[str, Any]) -> int:
+                return statuses[run(insert, body) or run(check, body) or "neither new nor stored"]
+
+            yield send
+
+    return sender
+
+
 class Traffic:
     """Writers and a reader that go on until told to stop.
 
@@ -454,22 +491,24 @@ class Traffic:
     this month, which must never become fewer.
     """
 
-    def __init__(self, service: Service, agent: Agent, token: str, rows: Rows, kind: Kind) -> None:
-        self.service, self.agent, self.token, self.rows, self.kind = service, agent, token, rows, kind
+    def __init__(
+        self, sender: Callable[[], AbstractContextManager[Send]], agent: Agent, rows: Rows, kind: Kind
+    ) -> None:
+        self.sender, self.agent, self.rows, self.kind = sender, agent, rows, kind
         self.over = threading.Event()
-        self.sent: list[list[str]] = []
+        self.sent: list[list[dict[str, Any]]] = []
         self.statuses: set[tuple[int, int, int]] = set()
         self.counts: list[int] = []
 
     def write(self) -> None:
-        sent: list[str] = []
+        sent: list[dict[str, Any]] = []
         self.sent.append(sent)
-        while not self.over.is_set():
-            body = self.kind.body(self.agent, int(time.time() * 1000))
-            bodies = (body, body, {**body, **self.kind.other})
-            first, again, other = (self.service.post(self.kind.path, each, self.token).status for each in bodies)
-            self.statuses.add((first, again, other))
-            sent.append(body[self.kind.id])
+        with self.sender() as send:
+            while not self.over.is_set():
+                body = self.kind.body(self.agent, int(time.time() * 1000))
+                first, again, other = (send(each) for each in (body, body, {**body, **self.kind.other}))
+                self.statuses.add((first, again, other))
+                sent.append(body)
 
     def read(self, url: str) -> None:
         query = f'SELECT count(*) FROM {self.kind.table} WHERE "{self.kind.time}" >= %s'
@@ -499,7 +538,7 @@ class Traffic:
     def assert_nothing_is_lost_or_doubled(self) -> None:
         assert self.statuses == {(201, 200, 409)}
         stored = self.rows(f"SELECT {self.kind.id}::text AS id FROM {self.kind.table}")
-        assert sorted(row["id"] for row in stored) == sorted(id for sent in self.sent for id in sent)
+        assert sorted(row["id"] for row in stored) == sorted(body[self.kind.id] for sent in self.sent for body in sent)
         assert self.counts == sorted(self.counts)
         assert len(set(self.counts)) > 1
 
@@ -519,7 +558,7 @@ def test_rows_move_to_their_partition_while_others_write_and_read(
     service: Service, rows: Rows, where: Any, database_url: str, kind: Kind
 ) -> None:
     agent, token = registered(service)
-    traffic = Traffic(service, agent, token, rows, kind)
+    traffic = Traffic(by_http(service, kind, token), agent, rows, kind)
     made: list[dict[str, Any]] = []
     with traffic.running(database_url):
         traffic.goes_on()
@@ -538,7 +577,7 @@ def test_coming_months_are_attached_while_others_write_and_hold_the_table(
     service: Service, rows: Rows, database_url: str
 ) -> None:
     agent, token = registered(service)
-    traffic = Traffic(service, agent, token, rows, PROMPT)
+    traffic = Traffic(by_http(service, PROMPT, token), agent, rows, PROMPT)
     with traffic.running(database_url), psycopg.connect(database_url) as open_writer:
         traffic.goes_on()
         open_writer.execute(f"LOCK TABLE ONLY prompts, ONLY {name(PROMPT)} IN ROW EXCLUSIVE MODE")
@@ -549,11 +588,10 @@ def test_coming_months_are_attached_while_others_write_and_hold_the_table(
 
 
 @KINDS
-def test_the_service_writes_on_while_its_tables_are_partitioned_and_back(
-    service: Service, rows: Rows, where: Any, database_url: str, kind: Kind
+def test_a_previous_release_writes_on_while_its_tables_are_partitioned_and_back(
+    client: FlaskClient, device: Agent, headers: Any, rows: Rows, where: Any, database_url: str, kind: Kind
 ) -> None:
-    agent, token = registered(service)
-    traffic = Traffic(service, agent, token, rows, kind)
+    traffic = Traffic(by_previous_release(database_url, kind), device, rows, kind)
     with traffic.running(database_url):
         traffic.goes_on()
         migrations.rollback(database_url, to="0008")
@@ -563,6 +601,11 @@ def test_the_service_writes_on_while_its_tables_are_partitioned_and_back(
         traffic.goes_on()
     traffic.assert_nothing_is_lost_or_doubled()
     assert list(where(kind)) == [f"{kind.table}_before_{month(2):%Y%m}"]
+    # This release finds what that one stored.
+    for sent in traffic.sent:
+        for body in (sent[0], sent[-1]):
+            assert client.post(kind.path, json=body, headers=headers).status_code == 200
+            assert client.post(kind.path, json={**body, **kind.other}, headers=headers).status_code == 409
 
 
 @KINDS
@@ -658,14 +701,14 @@ worker.Worker(load(), jobs).serve()
     environment = {"WATCHPOST_DATABASE_URL": as_role(database_url, "writer"), "PATH": "/usr/bin:/bin"}
     exists = "SELECT to_regclass(%s) IS NOT NULL AS is_there"
     log = tmp_path / "worker.log"
-    rows("ALTER FUNCTION ensure_partitions RENAME TO gone")
+    rows("ALTER FUNCTION missing_months RENAME TO gone")
     rows(f"DROP TABLE {name(PROMPT)}")
     with log.open("w") as errors:
         worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=errors)
     try:
         wait_for(lambda: "can't make partitions: UndefinedFunction 42883" in log.read_text())
         assert rows(exists, name(PROMPT)) == [{"is_there": False}]
-        rows("ALTER FUNCTION away RENAME TO missing_months")
+        rows("ALTER FUNCTION gone RENAME TO missing_months")
         wait_for(lambda: rows(exists, name(PROMPT)) == [{"is_there": True}])
         assert worker.poll() is None
     finally:

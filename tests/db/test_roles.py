@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.db import migrations
+from app.db import grants, migrations
 from app.db.plans import examples
 from app.db.statements import FOLDER, statement
 from app.dev import embedded
@@ -149,7 +149,7 @@ def _is_refused(connection: psycopg.Connection[Any], text: str) -> bool:
 
 def test_only_the_owner_makes_temporary_tables(rows: Callable[..., list[dict[str, Any]]], connect: Any) -> None:
     # A clone of a database does not have its rights.
-    rows(migrations.ROLES.read_text())
+    rows(grants.ROLES.read_text())
     with connect("owner") as owner:
         owner.execute("CREATE TEMPORARY TABLE mine (x int)")
     for role in ("writer", "reader"):
@@ -216,8 +216,8 @@ def test_a_changed_right_is_put_back_when_the_grants_change(
         owner.execute("GRANT DELETE ON prompts TO watchpost_writer")
     migrations.apply(as_role(database_url, "owner"))
     changed = tmp_path / "grants.sql"
-    changed.write_text(migrations.GRANTS.read_text() + "\n-- Changed.\n")
-    monkeypatch.setattr(migrations, "GRANTS", changed)
+    changed.write_text(grants.GRANTS.read_text() + "\n-- Changed.\n")
+    monkeypatch.setattr(grants, "GRANTS", changed)
     migrations.apply(as_role(database_url, "owner"))
     with connect("writer") as writer, pytest.raises(psycopg.errors.InsufficientPrivilege):
         writer.execute("DELETE FROM prompts")
@@ -246,11 +246,11 @@ def test_what_others_have_in_the_schema_is_left_alone(
     before = rows(THEIR_RIGHTS)
     assert migrations.apply(as_role(database_url, role) if role else database_url)[0].startswith(to)
     assert rows(THEIR_RIGHTS) == before
-    assert rows("SELECT * FROM migration_checksums WHERE name = %s", migrations.grants_version())
+    assert rows("SELECT * FROM migration_checksums WHERE name = %s", grants.version())
 
 
 def test_roles_sql_names_every_function(rows: Callable[..., list[dict[str, Any]]]) -> None:
-    named = set(re.findall(r"'(\w+)'", migrations.ROLES.read_text()))
+    named = set(re.findall(r"'(\w+)'", grants.ROLES.read_text()))
     functions = rows("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
     assert {row["proname"] for row in functions} <= named, "name it in config/roles.sql, so that it is handed over"
 
@@ -280,15 +280,15 @@ def test_a_failed_grant_ends_the_start_and_names_its_object(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
     broken = tmp_path / "grants.sql"
-    broken.write_text(migrations.GRANTS.read_text() + "\nGRANT SELECT ON nothing TO watchpost_reader;\n")
-    monkeypatch.setattr(migrations, "GRANTS", broken)
+    broken.write_text(grants.GRANTS.read_text() + "\nGRANT SELECT ON nothing TO watchpost_reader;\n")
+    monkeypatch.setattr(grants, "GRANTS", broken)
     with pytest.raises(migrations.MigrationError) as raised:
         migrations.apply(as_role(database_url, "owner"))
     assert str(raised.value) == 'config/grants.sql: relation "nothing" does not exist (42P01)'
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json["type"]) == (503, "urn:watchpost:problem:grants-pending")
     assert migrations.is_behind(as_role(database_url, "writer"))
-    broken.write_text(migrations.GRANTS.read_text().replace("nothing", "prompts"))
+    broken.write_text(grants.GRANTS.read_text().replace("nothing", "prompts"))
     assert migrations.apply(as_role(database_url, "owner")) == []
     assert client.get("/readyz").status_code == 200
 
@@ -309,9 +309,9 @@ def test_a_release_is_ready_beside_the_grants_of_the_next_one(
     database_url: str, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as next_release:
-        grants = tmp_path / "grants.sql"
-        grants.write_text(migrations.GRANTS.read_text() + "\n-- More.\n")
-        next_release.setattr(migrations, "GRANTS", grants)
+        changed = tmp_path / "grants.sql"
+        changed.write_text(grants.GRANTS.read_text() + "\n-- More.\n")
+        next_release.setattr(grants, "GRANTS", changed)
         migrations.apply(as_role(database_url, "owner"))
     assert client.get("/readyz").status_code == 200
 
@@ -368,7 +368,7 @@ def test_a_databases_owner_can_give_the_roles_their_rights(
     hosted = database_url.replace(f"/{given['dbname']}?", "/hosted?")
     try:
         with psycopg.connect(hosted, user="dba", autocommit=True) as dba:
-            dba.execute(migrations.ROLES.read_text())
+            dba.execute(grants.ROLES.read_text())
         assert migrations.apply(as_role(hosted, "owner")) == migrations.names()
         with psycopg.connect(as_role(hosted, "writer"), autocommit=True) as writer:
             writer.execute(statement("service/select_migrations").text)

@@ -23,14 +23,16 @@ WRITES = (
 )
 
 
-@cache
 def statements(release: str) -> dict[str, str]:
     """Each write statement of a release, by its name, without comments. Raises AssertionError without the history."""
-    texts = {name: _git("show", f"{release}:sql/{name}.sql") for name in WRITES}
-    return {
-        name: "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
-        for name, text in texts.items()
-    }
+    return {name: statement(release, name) for name in WRITES}
+
+
+@cache
+def statement(release: str, name: str) -> str:
+    """One statement of a release, without comments. Raises AssertionError without the history."""
+    text = _git("show", f"{release}:sql/{name}.sql")
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
 
 
 @cache
