@@ -16,7 +16,7 @@ from authlib.oauth2.rfc9068 import JWTBearerTokenValidator
 from flask import Flask, current_app, g, request
 from werkzeug.local import LocalProxy
 
-from app.api import problems
+from app.api import problems, scopes
 from app.api.bodies import MAX_BODY
 from app.api.openapi import documented
 from app.api.scopes import REGISTER
@@ -67,6 +67,20 @@ class Auth:
     def sign(self, subject: str, token_id: str, scope: str, seconds: int, **claims: Any) -> str:
         """Make an access token (RFC 9068) that is valid for so many seconds."""
         return access_token(self.keys, self.issuer, subject, token_id, scope, seconds, **claims)
+
+    def metadata(self) -> dict[str, Any]:
+        """The authorization server's metadata (RFC 8414, section 2)."""
+        return {
+            "issuer": self.issuer,
+            "token_endpoint": self.token_endpoint,
+            "jwks_uri": self.issuer + "/.well-known/jwks.json",
+            "scopes_supported": list(scopes.WRITE),
+            "response_types_supported": [],
+            "grant_types_supported": ["client_credentials"],
+            "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+            "token_endpoint_auth_signing_alg_values_supported": ["ES256", "RS256", "EdDSA"],
+            "service_documentation": self.issuer + "/docs",
+        }
 
     def cached(self, text: str) -> Principal | None:
         """What an access token says that was verified before and still is valid, else None."""

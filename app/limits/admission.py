@@ -16,7 +16,7 @@ CRITICAL, NORMAL, LOW = 1.0, 0.8, 0.5
 # A request takes one slot, and one more for each of so many bytes that it may hold in memory.
 SLOT_BYTES = 65536
 # Requests of a device's rate that each further slot costs.
-SLOT_COST = 4
+SLOT_COST = 2
 # Assumed compression ratio of a gzip body, until its size is known.
 GZIP_RATIO = 10
 # The share of a worker's slots that one caller may hold, and the slots that it may hold in any case. Otherwise a client

@@ -29,7 +29,7 @@ blp = Blueprint("batch", __name__, url_prefix="/api", description="What an agent
 
 MAX_ITEMS = 1000
 # Requests of a device's rate that each item after the first costs.
-ITEM_COST = 0.2
+ITEM_COST = 0.1
 EXAMPLE = {
     "items": [{"type": record_type.name, "body": record_type.example} for record_type in (DEVICE_HEARTBEAT, PROMPT)]
 }

@@ -69,6 +69,15 @@ def issue() -> Response:
     return token_endpoint.respond()
 
 
+@blp.route("/.well-known/oauth-authorization-server")
+@documented(responses={"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}})
+def authorization_server() -> Any:
+    """What a client needs to get a token (RFC 8414)."""
+    response = jsonify(auth.metadata())
+    response.headers["Cache-Control"] = "max-age=300"
+    return response
+
+
 @blp.route("/.well-known/jwks.json")
 @documented(responses={"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}})
 def jwks() -> Any:

@@ -134,6 +134,18 @@ def test_the_jwks_shows_the_public_keys_and_nothing_private(client: FlaskClient,
     assert not [key["d"] for key in json.loads(file.read_text())["keys"] if key["d"] in answer.text]
 
 
+def test_the_metadata_of_the_authorization_server_leads_to_a_token(
+    client: FlaskClient, device: Agent, settings: Settings
+) -> None:
+    metadata = client.get("/.well-known/oauth-authorization-server").json
+    assert metadata["issuer"] == settings.issuer
+    assert client.get(metadata["jwks_uri"].removeprefix(settings.issuer)).status_code == 200
+    form = device.token_request(metadata["token_endpoint"])
+    assert form["grant_type"] in metadata["grant_types_supported"]
+    answer = client.post(metadata["token_endpoint"].removeprefix(settings.issuer), data=form)
+    assert answer.json["scope"].split() == metadata["scopes_supported"]
+
+
 def test_the_jwks_verifies_what_the_service_signed(client: FlaskClient, headers: dict[str, str]) -> None:
     keys = KeySet.import_key_set(client.get("/.well-known/jwks.json").json)
     token = jwt.decode(headers["Authorization"].removeprefix("Bearer "), keys, algorithms=["ES256"])

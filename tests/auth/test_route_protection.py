@@ -22,6 +22,7 @@ OPEN = {
     "/docs",
     "/docs/static/<path:name>",
     "/.well-known/jwks.json",
+    "/.well-known/oauth-authorization-server",
 }
 
 

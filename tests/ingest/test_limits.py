@@ -128,7 +128,7 @@ def test_a_large_body_costs_its_device_more_of_its_rate(
 def test_the_items_of_a_batch_count_against_the_rate_of_its_device(
     limits: Any, client: FlaskClient, device: Agent, headers: dict[str, str]
 ) -> None:
-    items = [{"type": "prompt", "body": prompt(device, n)} for n in range(60)]
+    items = [{"type": "prompt", "body": prompt(device, n)} for n in range(120)]
     statuses = [client.post("/api/batch", json={"items": items}, headers=headers).status_code for _ in range(2)]
     assert statuses == [200, 429]
 
