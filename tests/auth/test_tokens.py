@@ -99,6 +99,7 @@ def access_parts(app: Watchpost, agent: Agent, **claims: Any) -> tuple[ECKey, Cl
     key = app.extensions["auth"].keys.signing.keys[0]
     good = {"iss": ISSUER, "aud": ISSUER, "sub": agent.device_id, "client_id": agent.device_id}
     good |= {"jti": uuid.uuid4().hex, "scope": "devices:write", **from_now(iat=0, exp=900)}
+    good |= {"cnf": {"jkt": thumbprint(agent.key)}}
     return key, {"alg": "ES256", "typ": "at+jwt", "kid": key.kid}, present({**good, **claims})
 
 
@@ -816,7 +817,7 @@ def test_an_assertion_with_a_claim_of_another_json_type_is_refused(device: Agent
 def test_an_access_token_with_a_claim_of_another_json_type_is_refused(
     app: Watchpost, device: Agent, knock: Knock, rows: Rows
 ) -> None:
-    for name, token in forgery.mistyped(*access_parts(app, device, cnf={"jkt": "x"})):
+    for name, token in forgery.mistyped(*access_parts(app, device)):
         assert knock(token).status_code == 401, name
     assert heartbeats(rows) == 0
 
@@ -959,6 +960,12 @@ BAD_TOKENS: dict[str, tuple[Claims, dict[str, int], Claims]] = {
     "scope object": ({}, {}, {"scope": {"devices:write": 1}}),
     "scope boolean": ({}, {}, {"scope": True}),
     "scope huge": ({}, {}, {"scope": "devices:write " * 200}),
+    "cnf missing": ({}, {}, {"cnf": None}),
+    "cnf empty": ({}, {}, {"cnf": {}}),
+    "cnf without a thumbprint": ({}, {}, {"cnf": {"kid": "laptop"}}),
+    "cnf of another key": ({}, {}, {"cnf": {"jkt": "A" * 43}}),
+    "cnf with an empty thumbprint": ({}, {}, {"cnf": {"jkt": ""}}),
+    "cnf with a list": ({}, {}, {"cnf": {"jkt": ["A" * 43]}}),
 }
 
 
