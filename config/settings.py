@@ -58,7 +58,7 @@ class Settings:
     cors_origins: str = setting("", "origins that browsers may call from, such as `chrome-extension://<id>`", "list")
     workers: int = setting(0, "gunicorn worker processes; 0: one for each core, 16 at most", "processes", 0, 1024)
     connections: int = setting(1000, "requests of up to 64 KiB that one worker handles at a time", "requests", 1)
-    device_rate: int = setting(
+    device_rate: int = setting(100, "requests of one device, by priority; large ones cost more; over: 429", "requests/s", 0)
         100,
         "requests of one device in each priority, large ones and batches counting several times; over: 429; 0: no limit",
         "requests/s",
