@@ -58,12 +58,7 @@ class Settings:
     cors_origins: str = setting("", "origins that browsers may call from, such as `chrome-extension://<id>`", "list")
     workers: int = setting(0, "gunicorn worker processes; 0: one for each core, 16 at most", "processes", 0, 1024)
     connections: int = setting(1000, "requests of up to 64 KiB that one worker handles at a time", "requests", 1)
-    device_rate: int = setting(100, "requests of one device, by priority; large ones cost more; over: 429", "requests/s", 0)
-        100,
-        "requests of one device in each priority, large ones and batches counting several times; over: 429; 0: no limit",
-        "requests/s",
-        0,
-    )
+    device_rate: int = setting(100, "requests of one device in each priority; over: 429; 0: no limit", "requests/s", 0)
     enrollment_rate: int = setting(100, "registrations with one enrolment; over: 429; 0: no limit", "requests/s", 0)
     address_rate: int = setting(100, "refused tokens of one address; over: 429; 0: no limit", "requests/s", 0)
     burst_seconds: int = setting(30, "time whose requests may come at once, of each of these rates", "s", 1)
