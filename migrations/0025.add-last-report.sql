@@ -1,6 +1,7 @@
 -- last_report: when something other than a heartbeat arrived. A device or a browser instance is archived only when
 -- nothing at all of it has arrived for long. It is set at most once an hour, and only while no heartbeat comes, so that
--- a report writes no row but its own. A worker remembers for up to an hour of which instances it has noted a report.
+-- a report writes no row but its own. A worker remembers for up to an hour that it has asked for an instance, also when
+-- that had been noted almost an hour before: an instance's may be two hours too early, a device's one.
 -- What was there before counts as heard of now, since it is not known what arrived. No index: a heartbeat must stay
 -- HOT.
 -- Deploy before the code. Locks: each table exclusively, for the moment that a column with a constant default takes.
@@ -11,8 +12,8 @@ COMMENT ON COLUMN devices.last_report IS
 'Database clock, to the hour: when something other than a heartbeat arrived, such as a registration, a prompt or an '
 'event. Not kept while heartbeats come.';
 COMMENT ON COLUMN browser_instances.last_report IS
-'Database clock, to the hour: when something other than a heartbeat arrived that names the instance. Not kept while '
-'heartbeats come.';
+'Database clock, up to two hours too early: when something other than a heartbeat arrived that names the instance. Not '
+'kept while heartbeats come.';
 
 -- Later than the client's time of a registration, which may be anything.
 CREATE FUNCTION last_arrival(stored devices)
@@ -36,7 +37,7 @@ $$;
 REVOKE EXECUTE ON FUNCTION last_arrival(browser_instances) FROM public;
 
 COMMENT ON FUNCTION last_arrival(browser_instances) IS
-'When anything of a browser instance last arrived, an hour too early at most.';
+'When anything of a browser instance last arrived, two hours too early at most.';
 
 CREATE FUNCTION is_silent(stored devices, silent_seconds bigint)
 RETURNS boolean
@@ -51,7 +52,7 @@ SELECT
         FROM browser_instances AS instance
         WHERE
             instance.device_id = stored.device_id
-            AND last_arrival(instance) + interval '1 hour' >= now() - silent_seconds * interval '1 second'
+            AND last_arrival(instance) + interval '2 hours' >= now() - silent_seconds * interval '1 second'
     )
 $$;
 REVOKE EXECUTE ON FUNCTION is_silent(devices, bigint) FROM public;
@@ -66,7 +67,7 @@ STABLE
 AS $$
 SELECT
     stored.archived_at IS NULL
-    AND last_arrival(stored) + interval '1 hour' < now() - silent_seconds * interval '1 second'
+    AND last_arrival(stored) + interval '2 hours' < now() - silent_seconds * interval '1 second'
 $$;
 REVOKE EXECUTE ON FUNCTION is_silent(browser_instances, bigint) FROM public;
 

@@ -11,7 +11,7 @@ Instance = tuple[str, str]
 
 
 class Heard:
-    """Devices' instances that were noted within the last half hour, or hour. A new worker has heard of none."""
+    """Devices' instances of the last half hour to hour, never of longer ago. A new worker has heard of none."""
 
     def __init__(self) -> None:
         self._current: set[Instance] = set()
@@ -21,8 +21,10 @@ class Heard:
     def __contains__(self, instance: Instance) -> bool:
         now = time.monotonic()
         if now >= self._ends:
-            self._previous = self._current if now < self._ends + GENERATION_SECONDS else set()
-            self._current, self._ends = set(), now + GENERATION_SECONDS
+            is_next = now < self._ends + GENERATION_SECONDS
+            self._previous = self._current if is_next else set()
+            # Counted from the last one's end, not from now: an instance would be remembered for longer than an hour.
+            self._current, self._ends = set(), (self._ends if is_next else now) + GENERATION_SECONDS
         return instance in self._current or instance in self._previous
 
     def add(self, instance: Instance) -> None:

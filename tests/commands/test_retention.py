@@ -9,16 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
 from app.commands import pages
+from app.ingest import heard
 from config.settings import Settings
 from tests.support.agent import Agent
 from tests.support.application import create_app
@@ -299,6 +302,7 @@ def lock_one(holder: psycopg.Connection[Any], table: str) -> None:
 
 RUN_IN_SMALL_PAGES = """
 from app.commands import pages
+from app.ingest import heard
 pages.ROWS = 40
 from app.commands.application import create_app
 create_app().test_cli_runner().invoke(args=["retention", "run"])
@@ -698,6 +702,40 @@ def test_reports_write_no_row_of_a_device_that_was_heard_of_within_the_hour(
         )
         stored.append(rows(versions))
     assert stored[-1] == stored[-2] == stored[-3]
+
+
+@pytest.mark.parametrize("table", ["devices", "browser_instances"])
+def test_what_arrived_as_late_as_a_worker_may_have_noted_it_is_not_archived(
+    command: Any, rows: Rows, device: Agent, instance: None, table: str
+) -> None:
+    """A device's time may be an hour too early, an instance's two: a report looks at it once an hour."""
+    silence(rows)
+    hours = {"devices": 1, "browser_instances": 2}[table]
+    for minutes, archived in ((hours * 60 - 1, 0), (hours * 60 + 1, 1)):
+        rows(f"UPDATE {table} SET last_report = now() - interval '30 days' - %s * interval '1 minute'", minutes)
+        assert command("retention", "run").exit_code == 0
+        found = rows(f"SELECT DISTINCT archived_at IS NOT NULL AS is_archived FROM {table}")
+        assert found == [{"is_archived": bool(archived)}]
+        if table == "browser_instances":
+            # An instance that is not silent keeps its device.
+            assert rows("SELECT archived_at IS NOT NULL AS is_archived FROM devices") == found
+
+
+def test_a_worker_that_hears_little_notes_a_report_after_an_hour(
+    client: Any, device: Agent, headers: Any, rows: Rows, instance: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 0
+    monkeypatch.setattr(heard, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
+    noted = []
+    for seconds in (0, 3500, 3700):
+        ahead = seconds
+        silence(rows)
+        path, body = REPORTS["prompts"]
+        body = {"device_id": device.device_id, **body, "prompt_id": str(uuid.uuid4())}
+        assert client.post(path, json=body, headers=headers).status_code == 201
+        found = rows("SELECT last_report > now() - interval '1 day' AS is_noted FROM browser_instances ORDER BY 1 DESC")
+        noted.append(found[0]["is_noted"])
+    assert noted == [True, False, True]
 
 
 def test_an_archived_device_that_is_revoked_stays_revoked(
