@@ -111,7 +111,10 @@ def local_address(text: str) -> None:
 def data_dir(path: Path) -> None:
     """Make the data directory, unless it exists, when the service starts."""
     try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                # With `parents=True` the parents would have the mode that the umask leaves.
+                folder.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         raise SettingError(f"{PREFIX}DATA_DIR must be a folder that can be made: {error.strerror}.") from None
 

@@ -33,7 +33,7 @@ from app.dev.console import Console
 from app.dev.programs import EmbeddedError
 from app.files import make_folder
 from app.telemetry.logging import config
-from config.settings import SettingError, Settings, load
+from config.settings import SettingError, Settings, load, prepare_start
 
 log = logging.getLogger("watchpost.serve")
 
@@ -199,6 +199,7 @@ def main() -> int:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         settings = load()
+        prepare_start(settings)
     except SettingError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG_SETTING

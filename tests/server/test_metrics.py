@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from app.server import counters
 from app.telemetry import metric_files
 from tests.support.agent import Agent
 from tests.support.application import create_app
@@ -214,8 +215,8 @@ def workers(service: Service) -> list[psutil.Process]:
 
 
 def counting_folder(service: Service) -> Path:
-    opened = {Path(file.path) for worker in workers(service) for file in worker.open_files() if "metrics" in file.path}
-    (folder,) = {path.parent for path in opened}
+    folders = {Path(file.path).parent for worker in workers(service) for file in worker.open_files()}
+    (folder,) = [folder for folder in folders if folder.name.startswith(counters.PREFIX)]
     return folder
 
 
