@@ -128,7 +128,7 @@ def test_an_injection_in_device_metadata_is_stored_verbatim(
     given = bearer(enrollment()) if path == REGISTER else headers
     for text in TEXTS:
         said = {"hostname": text if text.strip() else "-", "os": holding(text), "browsers": [text, holding(text)]}
-        body = {**device.registration(), **said} if path == REGISTER else {"device_id": device.device_id, **said}
+        body = {**device.proven(), **said} if path == REGISTER else {"device_id": device.device_id, **said}
         answer = client.post(path, json=body, headers=given)
         assert answer.status_code in (200, 201), (text, answer.text)
         assert rows("SELECT hostname, os, browsers FROM devices") == [stored(said)]
