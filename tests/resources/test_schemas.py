@@ -57,6 +57,8 @@ TEXT = (
     | but(7)
 )
 NONEMPTY_TEXT = of_length(ANY_TEXT, {0: False, 1: True, 262_144: True, 262_145: False}) | st.sampled_from(WRONG_TYPES)
+# Blank metadata is absent, which a required field must not be.
+NONBLANK_TEXT = NONEMPTY_TEXT.map(lambda probe: (probe[0], probe[1] and not probe[0].isspace())) | but(" ", "\n\t")
 TIME = st.builds(
     lambda probe: (probe[0]() if callable(probe[0]) else probe[0], probe[1]),
     fine(EARLIEST, EARLIEST + 1, lambda: int(time.time() * 1000) + DAY - 60_000)
@@ -128,7 +130,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any], set[str], dict[str, st.SearchStrate
         "browser_instances",
         {"device_id": ..., "instance_id": "i", "browser_name": "b"},
         {"instance_id", "browser_name"},
-        {"instance_id": IDENTIFIER, "browser_name": NONEMPTY_TEXT, "discovered_at": TIME, **BROWSER},
+        {"instance_id": IDENTIFIER, "browser_name": NONBLANK_TEXT, "discovered_at": TIME, **BROWSER},
     ),
     "/api/browsers/heartbeat": (
         "browser_instances",
