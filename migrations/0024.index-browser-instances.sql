@@ -4,4 +4,6 @@
 -- Deploy before the code or after it. Locks: none that anyone waits for; it waits itself for transactions that write.
 -- What a run that was killed has left is of no use.
 DROP INDEX CONCURRENTLY IF EXISTS browser_instances_device_id_idx;
+-- This file has no transaction.
+-- squawk-ignore ban-concurrent-index-creation-in-transaction
 CREATE INDEX CONCURRENTLY browser_instances_device_id_idx ON browser_instances (device_id);
