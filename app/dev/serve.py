@@ -119,11 +119,14 @@ class Supervisor:
         self._console.step("signing key", f"{'made' if is_new else 'found'} in {settings.signing_keys_path}")
 
     def _watch(self, gunicorn: Child, children: list[Child]) -> int:
-        is_ready, next_check = False, 0.0
+        is_ready, was_killed, next_check = False, False, 0.0
         while not self._signals.is_stopping:
             if self._signals.take_hangup():
                 gunicorn.signal(signal.SIGHUP)
-            if not is_ready and (code := gunicorn.poll()) is not None:
+            code = gunicorn.poll()
+            # Killed before it was ready is killed: it is started again like later.
+            was_killed = was_killed or (code is not None and code < 0)
+            if not is_ready and not was_killed and code is not None:
                 log.error("can't start: gunicorn ended", extra={"fields": {"status": code}})
                 return code if code > 0 else NO_START
             for child in children:

@@ -320,6 +320,8 @@ def test_data_is_removed_after_a_question_and_never_under_a_running_service(fold
 
 
 def test_make_clean_leaves_data_alone() -> None:
-    printed = subprocess.run(["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert printed.stdout.startswith("rm -rf .venv ")
     assert ".data" not in printed.stdout
