@@ -385,8 +385,8 @@ def test_a_previous_release_writes_while_this_one_migrates(
     assert stored["browser_instances"] == 100 + sent["browsers/upsert_instances"] + sent["browsers/upsert_heartbeats"]
 
 
-def test_a_clone_without_the_history_of_a_previous_release_fails_with_a_clear_message() -> None:
-    with pytest.raises(AssertionError, match="whole history"):
+def test_a_clone_without_the_history_of_a_previous_release_skips_its_tests_and_says_why() -> None:
+    with pytest.raises(pytest.skip.Exception, match="whole history"):
         previous_release.statements("0" * 40)
 
 
