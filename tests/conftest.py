@@ -185,6 +185,8 @@ def settings_for(database_url: str, signing_keys: Path, folder: Path, pooler: st
         # A machine that stalls for some seconds fails no test. Tests of these limits set shorter ones.
         pool_wait_seconds=60,
         statement_timeout_ms=120_000,
+        # Tests that send in a loop send as fast as the machine does; those of the limits set their own.
+        device_rate=10_000,
     )
 
 
