@@ -50,10 +50,12 @@ class Request(flask.Request):
         if length is not None and "HTTP_CONTENT_ENCODING" not in self.environ:
             if length > max_size:
                 raise RequestEntityTooLarge
+            flask.g.slots.size = length
             return read(self.environ, length)
         # One byte more than allowed: a body without a Content-Length is cut there, and must not pass for a whole one.
         self.max_content_length = max_size + 1
         body = self.get_data(cache=False)
+        flask.g.slots.size = len(body)
         if len(body) > max_size:
             raise RequestEntityTooLarge
         return body

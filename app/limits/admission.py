@@ -122,6 +122,8 @@ class Slots:
         self.priority = priority
         self._caller = ""
         self._charged = 0
+        # Bytes of the body, inflated, as far as it has been read.
+        self.size = 0
         admission.acquire(priority, number)
         self._taken = number
 
@@ -136,12 +138,12 @@ class Slots:
     @property
     def cost(self) -> float:
         """What their request cost beyond an ordinary one, in requests: by the size of its body."""
-        return (self._taken - 1) * SLOT_COST
+        return self.size // SLOT_BYTES * SLOT_COST
 
     @property
     def is_large(self) -> bool:
         """Whether its body was larger than an ordinary one."""
-        return self._taken > 1
+        return self.size >= SLOT_BYTES
 
     def charge(self, caller: str) -> None:
         """Count them as this caller's. Raises Problem 429 when it holds too many."""
@@ -150,6 +152,7 @@ class Slots:
 
     def grow(self, size: int) -> None:
         """Hold enough of them for so many bytes. Raises Problem 429 or 503."""
+        self.size = size
         more = 1 + size // SLOT_BYTES - self._taken
         if more <= 0:
             return

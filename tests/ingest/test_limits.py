@@ -125,6 +125,29 @@ def test_a_large_body_costs_its_device_more_of_its_rate(
 
 
 @with_limits(device_rate=0.1, burst_seconds=100)
+@pytest.mark.parametrize("path", ["/api/prompt", "/api/batch"])
+def test_a_small_body_of_unannounced_length_costs_no_more_than_another(
+    limits: Any, client: FlaskClient, device: Agent, headers: dict[str, str], path: str
+) -> None:
+    """It takes as many slots as the largest, until it is known."""
+    body: Any = prompt(device)
+    if path == "/api/batch":
+        body = {"items": [{"type": "prompt", "body": body}]}
+    statuses = [
+        client.post(
+            path,
+            input_stream=io.BytesIO(json.dumps(body).encode()),
+            content_type="application/json",
+            headers={**headers, "Transfer-Encoding": "chunked"},
+            environ_overrides={"wsgi.input_terminated": True},
+        ).status_code
+        // 100
+        for _ in range(4)
+    ]
+    assert statuses == [2] * 4
+
+
+@with_limits(device_rate=0.1, burst_seconds=100)
 def test_the_items_of_a_batch_count_against_the_rate_of_its_device(
     limits: Any, client: FlaskClient, device: Agent, headers: dict[str, str]
 ) -> None:
