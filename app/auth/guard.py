@@ -58,7 +58,7 @@ class Auth:
         self.token_endpoint = settings.issuer + "/api/auth/token"
         self.keys = SigningKeys(Path(settings.signing_keys_path))
         # The digest of a token's text -> what it says. In the order of arrival, so the oldest goes when it is full.
-        self._remembered: dict[bytes, Principal] = {}
+        self._cached_tokens: dict[bytes, Principal] = {}
         self._cached_keys: tuple[int, ...] = ()
 
     def init_app(self, app: Flask) -> None:
@@ -86,8 +86,8 @@ class Auth:
         """What an access token says that was verified before and still is valid, else None."""
         version = self.keys.version
         if version != self._cached_keys:
-            self._remembered, self._cached_keys = {}, version
-        token = self._remembered.get(_digest(text))
+            self._cached_tokens, self._cached_keys = {}, version
+        token = self._cached_tokens.get(_digest(text))
         return token if token is not None and token.expires_at > time.time() - jws.LEEWAY_SECONDS else None
 
     def verify(self, text: str) -> Principal:
@@ -95,7 +95,7 @@ class Auth:
         token = self.cached(text)
         if token is None:
             # This memory, whatever becomes of the keys while the token is verified.
-            cached = self._remembered
+            cached = self._cached_tokens
             token = self._verify(text, time.time())
             while len(cached) >= max(1, self.settings.token_cache):
                 cached.pop(next(iter(cached)), None)

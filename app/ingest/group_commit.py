@@ -1,10 +1,10 @@
-"""One statement and one commit for all who wait at the same time, without a background thread.
+"""Group commit: one statement and one commit for all rows that wait at the same time, without a background thread.
 
-The first to come leads: it runs what has queued and answers each. Whoever queued meanwhile waits; when the leader's
-own set is done, the first of them leads the next. So under load a set holds as many rows as came during the commit
-before it, and without load each row is a set of one. Clients that were answered together come back together, a few at a
-time: so a leader waits, for a millisecond at most, until as many are there as in the set before. Works alike with
-threads and with greenlets.
+The first caller becomes the leader: it stores the queued rows as one batch and hands each caller its answer. Callers
+that queue meanwhile wait; then the first of them leads the next batch. Under load a batch holds the rows that came
+during the commit before it; without load each row is a batch of one. Clients that are answered together send their next
+requests together, a few at a time, so a leader waits for as many rows as the last batch had, a millisecond at most.
+Works with threads and with greenlets.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-# How long a leader waits for those who are expected.
+# How long a leader waits for the expected rows.
 GATHER_SECONDS = 0.001
 
 
 class QueueFull(Exception):
-    """More rows wait than may, or one waited longer than it may. Whether that one is stored is not known."""
+    """The queue is full, or a row waited for too long; then it is not known whether that row is stored."""
 
 
 class _Waiter(Generic[Item, Answer]):
@@ -42,12 +42,12 @@ class _Waiter(Generic[Item, Answer]):
 
 
 class GroupCommit(Generic[Item, Answer]):
-    """Rows of one kind on their way into the database.
+    """Rows of one record type on their way into the database.
 
     run: stores a list of rows and returns as many answers, in order, after the commit; an answer that is an exception
     is raised for the row that it belongs to.
-    max_rows: rows a set. max_waiting: rows that may wait. timeout: seconds that one may wait.
-    waited: is told, of each set, the seconds that its first row had to wait.
+    max_rows: rows in a batch. max_waiting: rows in the queue. timeout: seconds that a row may wait.
+    waited: called for each batch with the seconds that its first row waited.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class GroupCommit(Generic[Item, Answer]):
         self._max_waiting = max_waiting
         self._timeout = timeout
         self._waited = waited
-        # Held for moments, never while something is waited for: so greenlets need none of their own kind.
+        # Held for moments and never across a wait, so greenlets need no lock of their own kind.
         self._lock = monkey.get_original("threading", "Lock")()
         self._queue: deque[_Waiter[Item, Answer]] = deque()
         self._led = False
-        # Rows of the last set, and the leader who waits for as many.
+        # Rows of the last batch, and the leader that waits for as many.
         self._expected = 1
         self._gathering: _Waiter[Item, Answer] | None = None
 
@@ -93,7 +93,7 @@ class GroupCommit(Generic[Item, Answer]):
             if me.leads:
                 self._lead(me)
         except BaseException:
-            # Also when a greenlet is killed: nobody may go on waiting for it to lead.
+            # Also when a greenlet is killed: the other callers must not wait for it to lead.
             self._leave(me)
             raise
         if isinstance(me.answer, Exception):
@@ -105,7 +105,7 @@ class GroupCommit(Generic[Item, Answer]):
         if me.woken.acquire(timeout=self._timeout):
             return
         with self._lock:
-            # Woken at the last moment: then it must not walk away from an answer or from leading.
+            # Woken at the last moment: it has an answer, or has to lead.
             if me.leads or me.answer is not None:
                 return
             if me in self._queue:
@@ -123,7 +123,7 @@ class GroupCommit(Generic[Item, Answer]):
                 self._pass_on()
 
     def _pass_on(self) -> None:
-        """Let the first who waits lead; called with the lock held."""
+        """Let the first waiting caller lead; called with the lock held."""
         if self._queue:
             heir = self._queue[0]
             heir.leads = True
@@ -132,7 +132,7 @@ class GroupCommit(Generic[Item, Answer]):
             self._led = False
 
     def _lead(self, me: _Waiter[Item, Answer]) -> None:
-        # Whoever is ready to run comes first, and may have a row for this set.
+        # Greenlets that are ready run first: they may have rows for this batch.
         time.sleep(0)
         with self._lock:
             if len(self._queue) < self._expected:

@@ -1050,22 +1050,22 @@ def test_a_refusal_quotes_nothing_of_the_token(app: Watchpost, device: Agent, kn
 def test_a_token_can_be_used_again_and_is_cached(app: Watchpost, device: Agent, knock: Knock) -> None:
     token = access_token(app, device)
     assert [knock(token).status_code for _ in range(3)] == [200] * 3
-    assert len(app.extensions["auth"]._remembered) == 1
+    assert len(app.extensions["auth"]._cached_tokens) == 1
 
 
 @pytest.mark.parametrize("settings", [{"token_cache": 0}, {"token_cache": 2}], indirect=True)
 def test_the_token_cache_is_bounded(app: Watchpost, settings: Settings, device: Agent, knock: Knock) -> None:
     tokens = [access_token(app, device) for _ in range(4)]
     assert [knock(token).status_code for token in tokens * 2] == [200] * 8
-    assert len(app.extensions["auth"]._remembered) == settings.token_cache
+    assert len(app.extensions["auth"]._cached_tokens) == settings.token_cache
 
 
 def test_a_refused_token_is_not_cached(app: Watchpost, device: Agent, knock: Knock) -> None:
-    before = len(app.extensions["auth"]._remembered)
+    before = len(app.extensions["auth"]._cached_tokens)
     token = access_token(app, device, aud="https://else.example")
     assert_challenged(knock(token))
     assert_challenged(knock(token))
-    assert len(app.extensions["auth"]._remembered) == before
+    assert len(app.extensions["auth"]._cached_tokens) == before
 
 
 def test_a_cached_token_expires(

@@ -100,18 +100,18 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         members = json.loads(path.read_bytes())["keys"]
         self._keys = {key["kid"]: jwt.PyJWK.from_dict(_public(key)).key for key in members}
-        self._remembered: dict[bytes, Token] = {}
+        self._cached_tokens: dict[bytes, Token] = {}
 
     def verify(self, text: str) -> Token:
         digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        token = self._remembered.get(digest)
+        token = self._cached_tokens.get(digest)
         if token is None:
             token = self._verify(text)
-            while len(self._remembered) >= MOST_TOKENS:
-                self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[digest] = token
+            while len(self._cached_tokens) >= MOST_TOKENS:
+                self._cached_tokens.pop(next(iter(self._cached_tokens)))
+            self._cached_tokens[digest] = token
         elif token.expires_at <= time.time() - LEEWAY_SECONDS:
-            del self._remembered[digest]
+            del self._cached_tokens[digest]
             raise _unauthorized("invalid_token", "The token has expired.")
         return token
 
